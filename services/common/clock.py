@@ -1,0 +1,31 @@
+"""Time, injected everywhere: production passes `SystemClock`, tests a clock they move by hand.
+
+Wall-clock times are seconds since the epoch (UTC) and order events between machines; durations come from `monotonic` only.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """What the services ask of time."""
+
+    def time(self) -> float:
+        """Seconds since the epoch, UTC."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds from an arbitrary start; never runs backwards."""
+        ...
+
+
+class SystemClock:
+    """The machine's clock."""
+
+    def time(self) -> float:
+        return time.time()
+
+    def monotonic(self) -> float:
+        return time.monotonic()

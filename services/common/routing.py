@@ -1,0 +1,86 @@
+"""The routing table: what the controller publishes through the store and every gateway obeys.
+
+Structs of msgspec, because gateways decode them each time the table changes and keep a copy on disk. The table says everything a gateway
+must know to serve a service without controller or store.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+
+class Target(msgspec.Struct, frozen=True, kw_only=True):
+    """One revision as a gateway reaches it."""
+
+    revision: str
+    version: str
+    """The registry's version number, e.g. `4`; `model: assistant@v4` pins it."""
+    addresses: tuple[str, ...]
+    """Base URLs ending in `/v1`; more than one when the gateway may speak to replicas directly."""
+    model: str
+    """The model name that the engine expects."""
+    system_prompt: str | None = None
+    """Prepended as a system message (a prompt revision's own, or the version's)."""
+
+
+class Mirror(msgspec.Struct, frozen=True, kw_only=True):
+    """Rehearsal: which units' requests are copied to candidate and stable, invisibly to users."""
+
+    salt: str
+    share: int
+    """Sampled units, in buckets of 10,000."""
+    in_flight: int
+    """Mirrored pairs under way at once in one gateway; more are dropped, never queued."""
+    content: bool
+    """Whether prompt and answers are kept (encrypted, at most an hour) for the judge."""
+
+
+class Route(msgspec.Struct, frozen=True, kw_only=True):
+    """One service's row of the routing table."""
+
+    service: str
+    version: int
+    """Grows by one with each change; the store assigns it. Gateways acknowledge it."""
+    stable: Target
+    candidate: Target | None = None
+    rollout: str | None = None
+    salt: str = ""
+    """The rollout's salt, hexadecimal."""
+    stage: Literal["idle", "rehearsal", "canary"] = "idle"
+    step: int = 0
+    """Number of the canary step, from 0."""
+    weight: int = 0
+    """The candidate's share in buckets of 10,000, at most 5,000; control takes as many."""
+    mirror: Mirror | None = None
+    horizon: float = 0.0
+    """Seconds from a unit's exposure in which its requests count."""
+    settle: float = 0.0
+    """Seconds after the horizon until the unit's value closes: time for running requests to end and feedback to come."""
+    eject_after: int = 5
+    """Failures of the candidate in a row after which a gateway stops sending it requests on its own."""
+    pinned: tuple[Target, ...] = ()
+    """Revisions that only `model: service@vN` reaches."""
+    time_to_first_byte: float = 30.0
+    """Seconds a gateway waits for an engine's first byte (a candidate's failure before it falls back to stable)."""
+    total_time: float = 600.0
+    """Seconds one request may take in all."""
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(Route)
+
+
+def encode_route(route: Route) -> bytes:
+    """The route as JSON."""
+    return _encoder.encode(route)
+
+
+def decode_route(data: bytes | str) -> Route:
+    """The route from JSON.
+
+    Raises:
+        msgspec.ValidationError: the document has a wrong or missing field.
+    """
+    return _decoder.decode(data)
