@@ -175,29 +175,30 @@ class Crowd:
             self.counts.escalations += kind == "escalation"
 
 
-async def _report(counts: Counts, path: Path, stop: asyncio.Event) -> None:
+async def _report(counts: Counts, path: Path, done: asyncio.Event) -> None:
     """Write the counts once a second, whole or not at all."""
     while True:
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(asdict(counts)))
         partial.replace(path)
-        if stop.is_set():
+        if done.is_set():
             return
         try:
-            await asyncio.wait_for(stop.wait(), 1.0)
+            await asyncio.wait_for(done.wait(), 1.0)
         except TimeoutError:
             continue
 
 
 async def simulate(url: str, key: str, model: str, behaviour: Behaviour, seed: int, run: str, counts: Path) -> None:
     """Run users against the gateway at `url` (ending in `/v1`) until SIGTERM or SIGINT."""
-    stop = asyncio.Event()
+    stop, done = asyncio.Event(), asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(name, stop.set)
     async with openai.AsyncOpenAI(base_url=url, api_key=key, max_retries=0, timeout=60) as client:
         crowd = Crowd(client, model, behaviour, random.Random(seed), run)
-        report = asyncio.create_task(_report(crowd.counts, counts, stop))
+        report = asyncio.create_task(_report(crowd.counts, counts, done))
         await crowd.arrive(stop)
+        done.set()
         await report
 
 

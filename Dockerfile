@@ -1,0 +1,71 @@
+# One target an image:  docker build --target gateway -t understudy-gateway .
+# The engine comes in two variants:  --build-arg ACCELERATOR=cpu (default) | cuda
+ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+# Ray's own LLM image: Ray Serve, vLLM and CUDA together. The engine needs nothing of ours beside it.
+ARG CUDA_ENGINE_IMAGE=rayproject/ray-llm:2.60.0-py311-cu130
+ARG ACCELERATOR=cpu
+ARG VERSION=0.1.0
+
+# --- environments are built with uv and a compiler at hand, then copied into images that have neither
+FROM ${PYTHON_IMAGE} AS build
+COPY requirements/uv.txt /build/requirements/uv.txt
+RUN python3 -m venv /build/uv && /build/uv/bin/pip install --quiet --require-hashes -r /build/requirements/uv.txt
+ENV PATH=/build/uv/bin:$PATH UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1 UV_PYTHON_DOWNLOADS=never
+WORKDIR /build
+
+FROM build AS build-platform
+COPY requirements/platform.txt requirements/
+RUN uv venv --quiet --python python3 /opt/understudy && uv pip install --quiet --python /opt/understudy/bin/python --require-hashes -r requirements/platform.txt
+COPY pyproject.toml README.md LICENSE ./
+COPY services services
+COPY pipelines pipelines
+RUN uv pip install --quiet --python /opt/understudy/bin/python --no-deps .
+
+FROM build AS build-mlflow
+COPY requirements/mlflow.txt requirements/
+RUN uv venv --quiet --python python3 /opt/mlflow && uv pip install --quiet --python /opt/mlflow/bin/python --require-hashes -r requirements/mlflow.txt
+
+FROM build AS build-engine
+COPY requirements/engine.txt requirements/
+RUN uv venv --quiet --python python3 /opt/engine && uv pip install --quiet --python /opt/engine/bin/python --no-deps --require-hashes -r requirements/engine.txt
+
+# --- what every image of ours shares: an unprivileged user, no package manager's leftovers, labels
+FROM ${PYTHON_IMAGE} AS runtime
+ARG VERSION
+LABEL org.opencontainers.image.source="understudy" org.opencontainers.image.version="${VERSION}" org.opencontainers.image.licenses="Apache-2.0"
+RUN useradd --uid 10001 --user-group --create-home --shell /usr/sbin/nologin understudy
+ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 DO_NOT_TRACK=true
+WORKDIR /home/understudy
+
+FROM runtime AS gateway
+COPY --from=build-platform /opt/understudy /opt/understudy
+ENV PATH=/opt/understudy/bin:$PATH
+USER 10001
+EXPOSE 8080
+ENTRYPOINT ["python", "-m", "services.gateway"]
+
+FROM runtime AS controller
+COPY --from=build-platform /opt/understudy /opt/understudy
+ENV PATH=/opt/understudy/bin:$PATH
+USER 10001
+ENTRYPOINT ["python", "-m", "services.rollout"]
+
+FROM runtime AS mlflow
+COPY --from=build-mlflow /opt/mlflow /opt/mlflow
+ENV PATH=/opt/mlflow/bin:$PATH
+USER 10001
+EXPOSE 5000
+ENTRYPOINT ["python", "-m", "mlflow", "server", "--host", "0.0.0.0"]
+
+FROM runtime AS engine-cpu
+# vLLM's CPU kernels link libnuma; torch compiles nothing at run time when dynamo is off, so no compiler is needed.
+RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends libnuma1 && rm -rf /var/lib/apt/lists/*
+COPY --from=build-engine /opt/engine /opt/engine
+ENV PATH=/opt/engine/bin:$PATH TORCHDYNAMO_DISABLE=1 VLLM_CPU_KVCACHE_SPACE=1
+USER 10001
+
+FROM ${CUDA_ENGINE_IMAGE} AS engine-cuda
+
+FROM engine-${ACCELERATOR} AS engine
+ENV HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 RAY_USAGE_STATS_ENABLED=0 RAY_SERVE_ENABLE_HA_PROXY=1 RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING=1
+EXPOSE 8000
