@@ -1,0 +1,50 @@
+"""Durations as people write them in resources (`30s`, `10m`, `24h`, `1h30m`, `250ms`) and as the code uses them: float seconds.
+
+Called by `resources` only. Plain numbers are refused: a reader cannot see their unit.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Final
+
+from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
+
+_UNITS: Final = {"d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+_PART: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|[dhms])")
+_WHOLE: Final = r"^(\d+(\.\d+)?(ms|[dhms]))+$"
+
+
+def parse_duration(value: Any) -> float:
+    """Seconds of a duration such as `1h30m`; a float passes unchanged only when it comes from code (a default, a copied model).
+
+    Raises:
+        ValueError: the text is no duration; the message shows the form.
+    """
+    if isinstance(value, float):
+        return value
+    if not isinstance(value, str) or not re.match(_WHOLE, value):
+        raise ValueError(f"{value!r} is not a duration: write a number with a unit, such as 30s, 10m or 24h")
+    return sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(value))
+
+
+def format_duration(seconds: float) -> str:
+    """The shortest exact text of a duration: `90s` is `1m30s`."""
+    rest = round(seconds * 1000)
+    if rest == 0:
+        return "0s"
+    parts = []
+    for unit, size in _UNITS.items():
+        count, rest = divmod(rest, round(size * 1000))
+        if count:
+            parts.append(f"{count}{unit}")
+    return "".join(parts)
+
+
+Duration = Annotated[
+    float,
+    BeforeValidator(parse_duration, json_schema_input_type=str),
+    PlainSerializer(format_duration, return_type=str),
+    WithJsonSchema({"type": "string", "pattern": _WHOLE}),
+]
+"""Seconds inside, text such as `10m` outside."""
