@@ -1,0 +1,50 @@
+"""The mathematics of rollouts: turns units (users) into readings that may be looked at any time.
+
+Called by `services.rollout`. Imports numpy, scipy and the standard library alone; reads no clock, no file, no
+environment. `docs/concepts/evidence.md` explains what is tested and why.
+"""
+
+from services.evidence.combine import Combined, combine, harm_level, stage_levels
+from services.evidence.detectors import RateDetector
+from services.evidence.errors import AssignmentFault, ClockFault, EvidenceError, PlanFault, StateFault, ValueFault
+from services.evidence.guardrail import Guardrail
+from services.evidence.means import Moments, asymptotic_halfwidth, relative_change, relative_interval
+from services.evidence.mixtures import BetaBinomialMixture, NormalMixture, bernoulli_interval
+from services.evidence.quantiles import quantile_ab_pvalue, quantile_interval, quantile_ranks
+from services.evidence.rates import AdaptiveBets, TwoSampleBernoulli, design_bets
+from services.evidence.ratios import SampleRatio, log_multinomial_bayes_factor
+from services.evidence.summaries import Direction, GuardrailPlan, Reading, UnitValue
+
+__all__ = [
+    "AdaptiveBets",
+    "AssignmentFault",
+    "BetaBinomialMixture",
+    "ClockFault",
+    "Combined",
+    "Direction",
+    "EvidenceError",
+    "Guardrail",
+    "GuardrailPlan",
+    "Moments",
+    "NormalMixture",
+    "PlanFault",
+    "RateDetector",
+    "Reading",
+    "SampleRatio",
+    "StateFault",
+    "TwoSampleBernoulli",
+    "UnitValue",
+    "ValueFault",
+    "asymptotic_halfwidth",
+    "bernoulli_interval",
+    "combine",
+    "design_bets",
+    "harm_level",
+    "log_multinomial_bayes_factor",
+    "quantile_ab_pvalue",
+    "quantile_interval",
+    "quantile_ranks",
+    "relative_change",
+    "relative_interval",
+    "stage_levels",
+]
