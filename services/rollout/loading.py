@@ -18,7 +18,7 @@ from services.rollout.resources import LLMService
 
 
 def load(path: Path) -> list[LLMService]:
-    """All resources of a file (YAML, several documents allowed), in order.
+    """All `LLMService` documents of a file, in order; documents of other kinds are left to those who know them.
 
     Raises:
         InvalidResource: the file is missing, is no YAML, or a field is wrong; one line a mistake, `path:line: field: message`.
@@ -35,6 +35,8 @@ def load(path: Path) -> list[LLMService]:
     problems: list[str] = []
     services: list[LLMService] = []
     for node in nodes:
+        if _other_kind(node):
+            continue
         problems += [f"{path}:{line}: {key}: the field is given twice" for line, key in _repeated(node)]
         constructor = yaml.SafeLoader("")
         try:
@@ -50,6 +52,13 @@ def load(path: Path) -> list[LLMService]:
     if problems:
         raise InvalidResource("\n".join(problems))
     return services
+
+
+def _other_kind(node: yaml.Node) -> bool:
+    """Whether the document names another kind, and not just this one misspelt."""
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    kind = next((str(value.value) for key, value in pairs if key.value == "kind"), "LLMService")
+    return not difflib.get_close_matches(kind, ["LLMService"], cutoff=0.7)
 
 
 def _explain_all(path: Path, root: yaml.Node, mistakes: list[dict[str, Any]]) -> list[str]:

@@ -105,7 +105,9 @@ class Gate(Resource):
 class Rehearsal(Resource):
     """Mirrored traffic: the candidate answers copies of real prompts and no user sees it."""
 
-    share: float = Field(default=10.0, gt=0, le=100, description="Percent of users of whom one request is mirrored.")
+    share: float = Field(
+        default=0.1, gt=0, le=1, description="Share of users (0 to 1) of whom one request is mirrored."
+    )
     min_pairs: int = Field(default=200, ge=0, description="Mirrored pairs before the rehearsal may end.")
     min_duration: Duration = Field(default=600.0, ge=0, description="Time before the rehearsal may end.")
     max_duration: Duration = Field(
@@ -308,6 +310,10 @@ class Rollout(Resource):
             raise ValueError(f"guardrails name {twice[0]} twice")
         if "judge" in metrics and self.judge is None:
             raise ValueError("a judge guardrail needs `judge`")
+        if not any(guardrail.mode == "nonInferior" for guardrail in self.guarded("canary")):
+            raise ValueError(
+                "no guardrail of the canary is nonInferior: nothing could show that a version may be promoted"
+            )
         return self
 
     def guarded(self, stage: GuardedStage) -> tuple[Guardrail, ...]:

@@ -1,0 +1,81 @@
+"""Every reason that an event, a verdict, a condition or an audit row may carry, in one list. Used by all of the controller; shown to
+people by the command line and the console; explained in docs/concepts/verdicts.md.
+"""
+
+from typing import Final
+
+# Course of a rollout
+ROLLOUT_STARTED: Final = "RolloutStarted"
+GATE_PASSED: Final = "GatePassed"
+GATE_SKIPPED: Final = "GateSkipped"
+ENGINE_READY: Final = "EngineReady"
+STAGE_RUNNING: Final = "StageRunning"
+REHEARSAL_PASSED: Final = "RehearsalPassed"
+STEP_PASSED: Final = "StepPassed"
+PAUSED: Final = "Paused"
+RESUMED: Final = "Resumed"
+APPROVED: Final = "Approved"
+# Waiting
+AWAITING_ENGINE: Final = "AwaitingEngine"
+AWAITING_GATEWAYS: Final = "AwaitingGateways"
+AWAITING_EVIDENCE: Final = "AwaitingEvidence"
+AWAITING_APPROVAL: Final = "AwaitingApproval"
+AWAITING_CAPACITY: Final = "AwaitingCapacity"
+AWAITING_REGISTRY: Final = "AwaitingRegistry"
+# advance
+PROMOTED: Final = "Promoted"
+PROMOTED_BY_COMMAND: Final = "PromotedByCommand"
+WATCH_ENDED: Final = "WatchEnded"
+# abort: harm
+GATE_HARMFUL: Final = "GateHarmful"
+GATE_BELOW_MINIMUM: Final = "GateBelowMinimum"
+ERRORS_HARMFUL: Final = "ErrorsHarmful"
+TTFT_HARMFUL: Final = "TtftHarmful"
+TOKENS_PER_SECOND_HARMFUL: Final = "TokensPerSecondHarmful"
+FEEDBACK_HARMFUL: Final = "FeedbackHarmful"
+JUDGE_HARMFUL: Final = "JudgeHarmful"
+WATCH_ERRORS: Final = "WatchErrors"
+# abort: the candidate cannot serve
+ENGINE_FAILED: Final = "EngineFailed"
+ENGINE_START_TIMEOUT: Final = "EngineStartTimeout"
+ARTIFACT_MISSING: Final = "ArtifactMissing"
+ARTIFACT_MISMATCH: Final = "ArtifactMismatch"
+BASE_NOT_CHAMPION: Final = "BaseNotChampion"
+KIND_UNSUPPORTED: Final = "KindUnsupported"
+# abort: people
+ABORTED_BY_COMMAND: Final = "AbortedByCommand"
+CHALLENGER_MOVED: Final = "ChallengerMoved"
+CHALLENGER_DELETED: Final = "ChallengerDeleted"
+CHAMPION_MOVED: Final = "ChampionMoved"
+# hold
+REHEARSAL_INCONCLUSIVE: Final = "RehearsalInconclusive"
+STEP_INCONCLUSIVE: Final = "StepInconclusive"
+HOLD_EXPIRED: Final = "HoldExpired"
+# error
+EVALUATION_MISSING: Final = "EvaluationMissing"
+EVALUATION_MISMATCH: Final = "EvaluationMismatch"
+EVALUATION_INVALID: Final = "EvaluationInvalid"
+SAMPLE_RATIO_MISMATCH: Final = "SampleRatioMismatch"
+ASSIGNMENT_FAULT: Final = "AssignmentFault"
+EVIDENCE_FAULT: Final = "EvidenceFault"
+# The service
+SERVING: Final = "Serving"
+CHAMPION_MISSING: Final = "ChampionMissing"
+ALREADY_CHAMPION: Final = "AlreadyChampion"
+ALIAS_CONFLICT: Final = "AliasConflict"
+ROLLING_TO_CHAMPION: Final = "RollingToChampion"
+SPECIFICATION_REJECTED: Final = "SpecificationRejected"
+REVISION_REMOVED: Final = "RevisionRemoved"
+REGISTRY_UNAVAILABLE: Final = "RegistryUnavailable"
+PLATFORM_UNAVAILABLE: Final = "PlatformUnavailable"
+JUDGE_OFF: Final = "JudgeOff"
+COMMAND_REFUSED: Final = "CommandRefused"
+
+HARM: Final = {
+    "errors": ERRORS_HARMFUL,
+    "ttft": TTFT_HARMFUL,
+    "tokensPerSecond": TOKENS_PER_SECOND_HARMFUL,
+    "feedback": FEEDBACK_HARMFUL,
+    "judge": JUDGE_HARMFUL,
+}
+"""The reason of an abort by a guardrail, by metric."""
