@@ -1,0 +1,58 @@
+"""The store: what was observed, decided and ordered, in SQLite or PostgreSQL. Gateway, controller and command line meet only here.
+
+store.py          the object they hold, put together from the parts below
+recording.py      records of the gateways      streams.py       proof that none was lost
+routing.py        routes, leases               judging.py       material for the judge, and scores
+closing.py        units and pairs that closed  rollouts.py      rollouts, evidence, audit, commands
+history.py        baseline, series             housekeeping.py  erasure, retention
+schema.py         tables                       migration.py, migrations/
+database.py       transactions, dialects       errors.py        what it raises
+records.py, rows.py   what goes in and comes out
+"""
+
+from services.store.errors import SchemaMismatch, StoreCorrupt, StoreError, StoreUnavailable
+from services.store.history import is_bad_mark
+from services.store.records import Exposure, Feedback, FeedbackKind, Observation, Outcome, Record
+from services.store.rows import (
+    AuditEntry,
+    ClosedUnit,
+    Command,
+    GatewayLease,
+    JudgeMaterial,
+    Judgement,
+    MirroredPair,
+    RolloutRow,
+)
+from services.store.store import Store, open_store
+
+__all__ = [
+    "AuditEntry",
+    "ClosedUnit",
+    "Command",
+    "Exposure",
+    "Feedback",
+    "FeedbackKind",
+    "GatewayLease",
+    "JudgeMaterial",
+    "Judgement",
+    "MirroredPair",
+    "Observation",
+    "Outcome",
+    "Record",
+    "RolloutRow",
+    "SchemaMismatch",
+    "Store",
+    "StoreCorrupt",
+    "StoreError",
+    "StoreUnavailable",
+    "is_bad_mark",
+    "migrate",
+    "open_store",
+]
+
+
+def migrate(url: str) -> None:
+    """Bring the database at `url` to this program's schema; see `services.store.migration`. Safe to repeat, also at the same time."""
+    from services.store.migration import migrate as run  # Alembic: half a second that only this call should pay
+
+    run(url)

@@ -14,7 +14,8 @@ import msgspec
 from services.common.assignment import Arm
 
 Outcome = Literal["ok", "error", "client_error", "cancelled"]
-"""ok: answered whole. error: the engine failed or timed out. client_error: the engine refused the request (4xx). cancelled: the client left."""
+"""ok: answered whole. error: the engine failed or timed out. client_error: the engine refused the request (4xx).
+cancelled: the client left."""
 
 FeedbackKind = Literal["thumb", "rating", "comment", "edit", "retry", "copy", "dwell", "escalation"]
 """Explicit: thumb (-1 or 1), rating (1 to 5), comment (no value), edit (share of the answer changed, 0 to 1).

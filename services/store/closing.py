@@ -1,0 +1,198 @@
+"""Hands the controller what has become final since its last look: closed units, mirrored pairs, and what came too late.
+
+Called once a look for each running rollout. Every query here costs work in what is new, not in the rollout's history, and gives the same
+rows in the same order whatever the size of the batches and the number of restarts, provided `until` is at most the watermark.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any, Final
+
+from sqlalchemy import Connection, Float, Select, and_, exists, func, literal_column, or_, select, tuple_
+
+from services.store.database import Database
+from services.store.recording import (
+    EXPOSURE_COLUMNS,
+    FEEDBACK_COLUMNS,
+    OBSERVATION_COLUMNS,
+    exposure,
+    feedback_record,
+    observation,
+)
+from services.store.records import Exposure, Feedback, Observation
+from services.store.rows import ClosedUnit, MirroredPair
+from services.store.schema import exposures, feedback, observations
+
+Cursor = tuple[float, str]
+"""(closes_at, unit or pair) of the last one taken; start with (0.0, "")."""
+
+_ROUNDING: Final = 1e-3  # seconds; widens an indexed range whose exact bounds are tested on the rounded sum
+# Written out, not bound: only so do the databases see that an index over mirrored rows alone will do.
+_LIVE = observations.c.kind == literal_column("'live'")
+_MIRRORED = observations.c.kind == literal_column("'mirror'")
+
+
+class Closing:
+    """The part of the store that the evidence is folded from."""
+
+    _database: Database
+
+    def closed_units(self, rollout: str, after: Cursor, until: float, limit: int = 20_000) -> list[ClosedUnit]:
+        """Units with `after` < (closes_at, unit) and closes_at <= `until`, in that order, at most `limit`."""
+        page = (
+            select(*EXPOSURE_COLUMNS)
+            .where(
+                exposures.c.rollout == rollout,
+                tuple_(exposures.c.closes_at, exposures.c.unit) > after,
+                exposures.c.closes_at <= until,
+            )
+            .order_by(exposures.c.closes_at, exposures.c.unit)
+            .limit(limit)
+        )
+        with self._database.read() as connection:
+            units = [exposure(row) for row in connection.execute(page)]
+            if not units:
+                return []
+            requests = _requests_of(connection, page)
+            said = _feedback_on(connection, page)
+        return [_closed(unit, requests[unit.unit], said) for unit in units]
+
+    def mirrored_pairs(
+        self, rollout: str, after: Cursor, until: float, settle: float, limit: int = 20_000
+    ) -> list[MirroredPair]:
+        """Pairs with `after` < (closes_at, pair) and closes_at <= `until`, in that order, at most `limit`.
+
+        closes_at is the earliest started_at of the pair's rows plus `settle` seconds, which must not change during a rollout.
+        """
+        page = _pairs_page(rollout, after, until, settle, limit)
+        named = page.subquery()
+        query = (
+            select(*OBSERVATION_COLUMNS)
+            .select_from(named.join(observations, observations.c.pair == named.c.pair))
+            .where(_MIRRORED, observations.c.rollout == rollout)
+            .order_by(observations.c.started_at, observations.c.request_id, observations.c.attempt)
+        )
+        with self._database.read() as connection:
+            closing = [(row.pair, row.closes_at) for row in connection.execute(page)]
+            sides: defaultdict[str, dict[str, Observation]] = defaultdict(dict)
+            if closing:
+                for row in map(observation, connection.execute(query)):
+                    sides[str(row.pair)].setdefault(row.arm, row)
+        return [_pair(pair, closes_at, sides[pair]) for pair, closes_at in closing]
+
+    def late_rows(self, rollout: str, since: float, watermark: float) -> int:
+        """Rows stored after `since` of units that had closed at or before `watermark`: too late to count, though they would have.
+
+        Observations started within the unit's horizon, feedback on them given before the unit closed, and the exposures themselves.
+        """
+        of_unit = and_(
+            exposures.c.rollout == rollout,
+            exposures.c.unit == observations.c.unit,
+            exposures.c.closes_at <= watermark,
+            observations.c.started_at >= exposures.c.first_at,
+            observations.c.started_at < exposures.c.horizon_at,
+        )
+        counts_for_it = and_(observations.c.rollout == rollout, _LIVE, observations.c.counted)
+        rows = select(func.count()).select_from(observations.join(exposures, of_unit))
+        rows = rows.where(counts_for_it, observations.c.stored_at > since)
+        units = select(func.count()).select_from(exposures)
+        units = units.where(
+            exposures.c.rollout == rollout, exposures.c.stored_at > since, exposures.c.closes_at <= watermark
+        )
+        service = select(exposures.c.service).where(exposures.c.rollout == rollout).limit(1).scalar_subquery()
+        on_request = feedback.c.request_id == observations.c.request_id
+        said = select(func.count(feedback.c.id.distinct()))
+        said = said.select_from(feedback.join(observations, on_request).join(exposures, of_unit))
+        said = said.where(
+            counts_for_it,
+            feedback.c.service == service,
+            feedback.c.stored_at > since,
+            feedback.c.at <= exposures.c.closes_at,
+        )
+        with self._database.read() as connection:
+            return sum(connection.scalar(query) or 0 for query in (rows, units, said))
+
+
+def _requests_of(connection: Connection, page: Select[Any]) -> dict[str, list[Observation]]:
+    """Per unit of the page, its live and counted rows within the horizon, by time."""
+    units = page.subquery()
+    mine = and_(
+        observations.c.unit == units.c.unit,
+        observations.c.rollout == units.c.rollout,
+        observations.c.started_at >= units.c.first_at,
+        observations.c.started_at < units.c.horizon_at,
+    )
+    query = (
+        select(*OBSERVATION_COLUMNS)
+        .select_from(units.join(observations, mine))
+        .where(_LIVE, observations.c.counted)
+        .order_by(observations.c.started_at, observations.c.request_id, observations.c.attempt)
+    )
+    found: defaultdict[str, list[Observation]] = defaultdict(list)
+    for row in map(observation, connection.execute(query)):
+        found[row.unit].append(row)
+    return found
+
+
+def _feedback_on(connection: Connection, page: Select[Any]) -> dict[str, list[Feedback]]:
+    """Per request of the page's units, the feedback given before the unit closed, by time."""
+    units = page.subquery()
+    mine = and_(
+        observations.c.unit == units.c.unit,
+        observations.c.rollout == units.c.rollout,
+        observations.c.started_at >= units.c.first_at,
+        observations.c.started_at < units.c.horizon_at,
+    )
+    said = and_(feedback.c.request_id == observations.c.request_id, feedback.c.at <= units.c.closes_at)
+    query = (
+        select(*FEEDBACK_COLUMNS)
+        .select_from(units.join(observations, mine).join(feedback, said))
+        .where(_LIVE, observations.c.counted)
+        .order_by(feedback.c.at, feedback.c.id)
+    )
+    found: defaultdict[str, dict[str, Feedback]] = defaultdict(dict)
+    for row in map(feedback_record, connection.execute(query)):
+        found[row.request_id][row.id] = row  # a request with two attempts gives its feedback twice
+    return {request: list(its.values()) for request, its in found.items()}
+
+
+def _closed(unit: Exposure, requests: list[Observation], said: dict[str, list[Feedback]]) -> ClosedUnit:
+    about = {f.id: f for request in requests for f in said.get(request.request_id, ())}
+    return ClosedUnit(unit, tuple(requests), tuple(sorted(about.values(), key=lambda f: (f.at, f.id))))
+
+
+def _pairs_page(rollout: str, after: Cursor, until: float, settle: float, limit: int) -> Select[Any]:
+    """(pair, closes_at) of the pairs whose earliest row lies in the window."""
+    here = and_(_MIRRORED, observations.c.rollout == rollout)
+    begin, end = after[0] - settle - _ROUNDING, until - settle + _ROUNDING
+    grouped = (
+        select(observations.c.pair, func.min(observations.c.started_at).label("first_at"))
+        .where(here, observations.c.started_at >= begin, observations.c.started_at <= end)
+        .group_by(observations.c.pair)
+        .subquery()
+    )
+    earlier = observations.alias("earlier")
+    begun_before = exists().where(
+        earlier.c.kind == literal_column("'mirror'"),
+        earlier.c.pair == grouped.c.pair,
+        earlier.c.rollout == rollout,
+        earlier.c.started_at < begin,
+    )
+    closes_at = (grouped.c.first_at + settle).cast(Float(53))
+    return (
+        select(grouped.c.pair, closes_at.label("closes_at"))
+        .where(
+            or_(closes_at > after[0], and_(closes_at == after[0], grouped.c.pair > after[1])),
+            closes_at <= until,
+            ~begun_before,
+        )
+        .order_by(closes_at, grouped.c.pair)
+        .limit(limit)
+    )
+
+
+def _pair(pair: str, closes_at: float, sides: dict[str, Observation]) -> MirroredPair:
+    candidate, stable = sides.get("candidate"), sides.get("control")
+    some = candidate or stable
+    return MirroredPair(pair, some.unit if some else "", closes_at, candidate, stable)

@@ -1,0 +1,103 @@
+"""Deletes what must not or need not be kept: one user's data on demand, old rows by age. Called by the controller and the command line.
+
+Rows go in small transactions, so that no gateway's write waits long behind them; an interrupted call is finished by the next.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, Table, and_, delete, or_, select, tuple_
+
+from services.store.database import Database
+from services.store.judging import MATERIAL_SECONDS
+from services.store.schema import (
+    assignment_faults,
+    commands,
+    exposures,
+    feedback,
+    judge_material,
+    judgements,
+    leases,
+    observations,
+    readings,
+    rollouts,
+    route_history,
+    routes,
+    streams,
+)
+
+_CHUNK: Final = 5_000  # rows of one transaction: some tens of milliseconds
+
+
+class Housekeeping:
+    """The part of the store that forgets."""
+
+    _database: Database
+
+    def erase_user(self, unit: str) -> int:
+        """Delete every row of a unit, feedback on its requests included; returns how many there were.
+
+        What is left of the user is in sums alone: evidence, readings, sequence numbers.
+        """
+        own = select(observations.c.request_id).where(observations.c.unit == unit)
+        deleted = self._delete(feedback, feedback.c.request_id.in_(own))
+        for table in (observations, exposures, assignment_faults, judge_material, judgements):
+            deleted += self._delete(table, table.c.unit == unit)
+        return deleted
+
+    def prune(self, older_than: float) -> int:
+        """Delete what is older than the time `older_than` (not an age); returns how many rows there were.
+
+        Kept whatever their age: rows of rollouts that have not finished, each service's newest route, rollouts and the audit trail.
+        Judge material goes after an hour in any case.
+        """
+        with self._database.read() as connection:
+            now = self._database.now(connection)
+            services = connection.scalars(select(routes.c.service)).all()
+        deleted = self._delete(judge_material, judge_material.c.at <= now - MATERIAL_SECONDS)
+        for service in services:  # by service, because the indexes begin with it
+            old = and_(feedback.c.service == service, feedback.c.stored_at < older_than, _of_no_running_rollout())
+            deleted += self._delete(feedback, old)
+            mine = and_(observations.c.service == service, observations.c.started_at < older_than)
+            deleted += self._delete(observations, and_(mine, _finished(observations)))
+            newest = select(routes.c.version).where(routes.c.service == service).scalar_subquery()
+            past = and_(route_history.c.service == service, route_history.c.version < newest)
+            deleted += self._delete(route_history, and_(past, route_history.c.published_at < older_than))
+            answered = and_(commands.c.service == service, commands.c.handled_at < older_than)
+            deleted += self._delete(commands, answered)
+        for table, time in (
+            (exposures, exposures.c.closes_at),
+            (assignment_faults, assignment_faults.c.at),
+            (judgements, judgements.c.at),
+            (readings, readings.c.at),
+        ):
+            deleted += self._delete(table, and_(time < older_than, _finished(table)))
+        deleted += self._delete(leases, leases.c.lease_until < older_than)
+        return deleted + self._delete(streams, streams.c.stored_at < older_than)
+
+    def _delete(self, table: Table, condition: ColumnElement[bool]) -> int:
+        key = tuple_(*table.primary_key.columns)
+        some: Any = select(*table.primary_key.columns).where(condition).limit(_CHUNK)
+        deleted = 0
+        while True:
+            with self._database.write() as connection:
+                count = connection.execute(delete(table).where(key.in_(some))).rowcount
+            deleted += count
+            if count < _CHUNK:
+                return deleted
+
+
+def _finished(table: Table) -> ColumnElement[bool]:
+    """The row belongs to no rollout, or to one that does not run."""
+    running = select(rollouts.c.id).where(rollouts.c.finished_at.is_(None))
+    return or_(table.c.rollout.is_(None), table.c.rollout.not_in(running))
+
+
+def _of_no_running_rollout() -> ColumnElement[bool]:
+    running = select(rollouts.c.id).where(rollouts.c.finished_at.is_(None))
+    return ~(
+        select(observations.c.request_id)
+        .where(observations.c.request_id == feedback.c.request_id, observations.c.rollout.in_(running))
+        .exists()
+    )

@@ -1,0 +1,1 @@
+"""Alembic's environment and the schema's revisions; run by `services.store.migration` alone."""

@@ -1,0 +1,133 @@
+"""What the store takes and gives beside the gateways' records: one frozen dataclass each.
+
+Times are seconds since the epoch by the store's clock. Nothing here touches the database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from services.store.records import Exposure, Feedback, Observation
+
+Verb = Literal["abort", "promote", "pause", "resume", "approve"]
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayLease:
+    """One gateway process: alive until `lease_until`, and what it has acknowledged and delivered."""
+
+    gateway: str
+    boot: str
+    address: str | None
+    routes: Mapping[str, int]
+    """Service -> route version that this process obeys."""
+    complete_through: float
+    """Time up to which every record of this process is in the store."""
+    lease_until: float
+    recorded: int
+    """Sequence numbers handed out so far."""
+    dropped: int
+    """Records given up for good, because memory and disk were full."""
+    spilled: int
+    """Records that wait on disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClosedUnit:
+    """A unit whose values are final."""
+
+    exposure: Exposure
+    observations: tuple[Observation, ...]
+    """Live, counted, started in [first_at, horizon_at), of this unit and rollout, by started_at."""
+    feedback: tuple[Feedback, ...]
+    """On those requests, given at closes_at or before, by time."""
+
+
+@dataclass(frozen=True, slots=True)
+class MirroredPair:
+    """One request answered by both revisions in rehearsal; a side is None where its row never came."""
+
+    pair: str
+    unit: str
+    closes_at: float
+    """Earliest started_at of its rows, plus settle."""
+    candidate: Observation | None
+    stable: Observation | None
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeMaterial:
+    """Prompt and both answers of one pair, encrypted by the gateway; the store cannot read it and keeps it an hour at most."""
+
+    pair: str
+    rollout: str
+    unit: str
+    ciphertext: bytes
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """A judge's scores of one pair."""
+
+    pair: str
+    rollout: str
+    unit: str
+    candidate: float
+    stable: float
+    judge: str
+    at: float
+    sequence: int
+    """Given by the store, growing; what a caller passes in is ignored."""
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutRow:
+    """One rollout. `status` is the controller's own document; the columns are for listing."""
+
+    id: str
+    service: str
+    model: str
+    version: str
+    revision: str
+    stage: str
+    verdict: str | None
+    reason: str | None
+    started_at: float
+    finished_at: float | None
+    spec: Mapping[str, Any]
+    status: Mapping[str, Any]
+    expected: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """Who did what, and on which evidence."""
+
+    at: float
+    service: str
+    rollout: str | None
+    actor: str
+    action: str
+    reason: str
+    message: str
+    evidence: Mapping[str, Any]
+    id: int | None = None
+    """Given by the store, growing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A person's order to the controller, and its answer."""
+
+    id: str
+    service: str
+    rollout: str | None
+    verb: Verb
+    actor: str
+    note: str
+    at: float
+    handled_at: float | None = None
+    answer: str | None = None
