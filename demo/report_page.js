@@ -4,7 +4,7 @@
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const VERDICTS = {
-  promote: ["✓", "promoted", "good"], abort: ["✕", "rolled back", "bad"], hold: ["‖", "held", "wait"],
+  advance: ["✓", "promoted", "good"], abort: ["✕", "rolled back", "bad"], hold: ["‖", "held", "wait"],
   error: ["!", "error", "fault"], continue: ["…", "under way", "wait"],
 };
 const STAGES = ["gate", "rehearsal", "canary", "watch"];
@@ -271,7 +271,7 @@ document.getElementById("page").append(
   node("section", { class: "cards", "aria-label": "Rollouts" }, ...data.rollouts.map(card)),
   node("section", {}, node("h2", {}, "The whole story"), trafficFigure(),
     node("div", { class: "figures" },
-      armFigure("Time to first token", `median in buckets of ${data.series_bucket_seconds} s, measured at the gateway`, "ttft", "ttft",
+      armFigure("Time to first token", `median in buckets of ${data.series_bucket_seconds} s, measured at the gateway`, "ttft_p50", "ttft",
         { label: "milliseconds", factor: 1000, zero: true, text: (value) => digits(value).replace(/\.0+$/, ""), hover: (value) => `${digits(value)} ms` }),
       armFigure("Speed of answers", `mean tokens per second in buckets of ${data.series_bucket_seconds} s`, "tokens_per_second", "tokensPerSecond",
         { label: "tokens/s", factor: 1, zero: true, text: (value) => digits(value).replace(/\.0+$/, ""), hover: (value) => `${digits(value)} tok/s` }),

@@ -1,0 +1,160 @@
+"""Numbers and decisions in words: what a metric is called, how its values read, what one reading says.
+
+Pure; used by `understudy explain`, by the tables and by the demo's report, so that all of them say the same. A reading is the mapping that
+the store keeps of `services.evidence.Reading`, with `at` (seconds since the epoch), `stage` and `step` beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+Unit = Literal["share", "milliseconds", "tokens/s", "score", "plain"]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """How a metric is shown: `label` in a sentence, `unit` of its values."""
+
+    label: str
+    unit: Unit
+
+
+METRICS: Final[Mapping[str, Metric]] = {
+    "errors": Metric("users with a failed request", "share"),
+    "ttft": Metric("time to first token", "milliseconds"),
+    "tokensPerSecond": Metric("tokens per second", "tokens/s"),
+    "feedback": Metric("users who gave a bad mark", "share"),
+    "judge": Metric("judged quality", "score"),
+}
+
+MINUS: Final = "−"
+
+
+def metric_of(name: str) -> Metric:
+    """How the metric is shown; an unknown one under its own name."""
+    return METRICS.get(name) or Metric(name, "plain")
+
+
+def value_text(metric: str, value: float | None) -> str:
+    """An estimate with its unit: `12.4 %`, `183 ms`, `41.2 tokens/s`."""
+    if value is None:
+        return "unknown"
+    match metric_of(metric).unit:
+        case "share":
+            return f"{100 * value:.1f} %"
+        case "milliseconds":
+            return f"{1000 * value:,.0f} ms" if value >= 0.1 else f"{1000 * value:.1f} ms"
+        case "tokens/s":
+            return f"{value:,.1f} tokens/s"
+        case _:
+            return f"{value:.3g}"
+
+
+def change_text(metric: str, value: float | None, relative: bool) -> str:
+    """A difference with its sign and unit: `+3.1 points` for shares, `+21 %` where it is relative."""
+    if value is None:
+        return "unknown"
+    if relative:
+        number, unit = _trimmed(100 * value), " %"
+    elif metric_of(metric).unit == "share":
+        number, unit = _trimmed(100 * value), " points"
+    else:
+        number, unit = f"{abs(value):.3g}", ""
+    return f"{_sign(value)}{number}{unit}"
+
+
+def e_text(value: float | None) -> str:
+    """An e-value: three digits, powers of ten beyond a million."""
+    if value is None:
+        return "unknown"
+    if not math.isfinite(value) or value >= 1e6:
+        return "over a million" if not math.isfinite(value) else f"{value:.1e}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def seconds_text(seconds: float) -> str:
+    """A duration: `42 s`, `3 min 20 s`, `2 h 5 min`, `1 d 4 h`."""
+    whole = max(0, round(seconds))
+    for size, name, smaller, smaller_name in ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            rest = whole % size // smaller
+            return f"{whole // size} {name} {rest} {smaller_name}" if rest else f"{whole // size} {name}"
+    return f"{whole} s"
+
+
+def margin_text(reading: Mapping[str, Any]) -> str:
+    """How much worse the candidate may be, as a signed change in the metric's bad direction."""
+    worse = reading["margin"] if reading["direction"] == "lower" else -reading["margin"]
+    return change_text(reading["metric"], worse, reading["relative"])
+
+
+def compared_text(reading: Mapping[str, Any]) -> str:
+    """Both arms' estimates and the effect with its interval."""
+    metric, relative = reading["metric"], reading["relative"]
+    crowd = "mirrored users" if reading["stage"] == "rehearsal" else "users"
+    text = (
+        f"{_capital(metric_of(metric).label)}: {value_text(metric, reading['candidate'])} for {reading['n_candidate']:,} {crowd} "
+        f"of the candidate, {value_text(metric, reading['control'])} for {reading['n_control']:,} of the control"
+    )
+    if reading["effect"] is not None:
+        text += f"; {change_text(metric, reading['effect'], relative)}"
+        if reading["lower"] is not None or reading["upper"] is not None:
+            text += f" ({interval_text(reading)})"
+    return text + "."
+
+
+def interval_text(reading: Mapping[str, Any]) -> str:
+    """The effect's anytime-valid interval; an end that is not bounded yet is said to be open."""
+    metric, relative = reading["metric"], reading["relative"]
+    lower, upper = reading["lower"], reading["upper"]
+    if lower is None:
+        return f"at most {change_text(metric, upper, relative)}"
+    if upper is None:
+        return f"at least {change_text(metric, lower, relative)}"
+    return f"between {change_text(metric, lower, relative)} and {change_text(metric, upper, relative)}"
+
+
+def judged_text(reading: Mapping[str, Any]) -> str:
+    """What the reading decides, or what it lacks: harm first, then whether promotion is earned."""
+    margin = margin_text(reading)
+    if reading["harmful"]:
+        return f"Harm is shown: worse than the margin of {margin}{_evidence(reading, 'e_harm', 'harm_threshold')}."
+    if not reading["trustworthy"] and reading["e_harm"] is None:
+        return f"Too few users for a bound yet; the margin is {margin}."
+    no_harm = f"No harm beyond the margin of {margin}{_evidence(reading, 'e_harm', 'harm_threshold')}"
+    if reading["mode"] != "nonInferior":
+        return f"{no_harm}."
+    if reading["non_inferior"]:
+        return f"{no_harm}; shown not to be worse than that{_evidence(reading, 'e_promote', 'promote_threshold')}."
+    lacking = _evidence(reading, "e_promote", "promote_threshold") + _missing_bound(reading)
+    return f"{no_harm}; not yet shown not to be worse than that{lacking}."
+
+
+def _evidence(reading: Mapping[str, Any], value: str, threshold: str) -> str:
+    if reading[value] is None:
+        return ""
+    return f" (e-value {e_text(reading[value])} of {e_text(reading[threshold])})"
+
+
+def _missing_bound(reading: Mapping[str, Any]) -> str:
+    """For metrics decided by an interval: which end has to move where."""
+    if reading["e_promote"] is not None:
+        return ""
+    bad_end = reading["upper"] if reading["direction"] == "lower" else reading["lower"]
+    now = change_text(reading["metric"], bad_end, reading["relative"])
+    return f": the interval reaches {now} and must stay within {margin_text(reading)}"
+
+
+def _sign(value: float) -> str:
+    return "+" if value >= 0 else MINUS
+
+
+def _trimmed(value: float) -> str:
+    return f"{abs(value):,.0f}" if abs(value) >= 100 else f"{abs(value):.1f}"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

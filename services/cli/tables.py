@@ -1,0 +1,128 @@
+"""Lays the documents of `views` out for people, with rich. Colour only repeats what the words say; a pipe gets plain text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Final
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from services.cli import narrative
+
+STYLES: Final = {"advance": "green", "abort": "red", "hold": "yellow", "error": "magenta", "continue": "cyan"}
+WORDS: Final = {
+    "advance": "promoted",
+    "abort": "rolled back",
+    "hold": "held",
+    "error": "error",
+    "continue": "under way",
+}
+
+
+def console() -> Console:
+    """Standard output as it is now; lines in a pipe are never folded."""
+    screen = Console(highlight=False)
+    return screen if screen.is_terminal else Console(highlight=False, width=200)
+
+
+def status(document: Mapping[str, Any]) -> None:
+    """One row a service."""
+    table = _table("service", "stable", "candidate", "stage", "weight", "users", "verdict", "what it waits for, or why")
+    for one in document["services"]:
+        rollout = one["rollout"]
+        stable = one["stable"]["revision"] if one["stable"] else "none yet"
+        if rollout is None:
+            table.add_row(one["service"], stable, "–", "–", "–", "–", "–", "no rollout yet")
+            continue
+        table.add_row(
+            one["service"], stable, rollout["revision"], _stage(rollout), f"{rollout['weight']:g} %", _users(rollout["users"]),
+            _verdict(rollout["verdict"]), _gateways(one) + (rollout["message"] or rollout["reason"]),
+        )  # fmt: skip
+    console().print(table)
+
+
+def rollouts(document: Mapping[str, Any]) -> None:
+    """One row a rollout."""
+    if not document["rollouts"]:
+        console().print("no rollout yet; set the challenger alias on a version to start one")
+        return
+    table = _table("started", "service", "revision", "verdict", "in", "took", "users", "reason", "rollout")
+    for one in document["rollouts"]:
+        table.add_row(
+            _moment(one["started_at"]), one["service"], one["revision"], _verdict(one["verdict"]), one["decided_in"] or _stage(one),
+            narrative.seconds_text(one["seconds"]), _users(one["users"]), one["reason"], one["id"],
+        )  # fmt: skip
+    console().print(table)
+
+
+def explain(document: Mapping[str, Any]) -> None:
+    """Sentences, a table of the numbers, the audit trail."""
+    screen = console()
+    screen.print(Text(document["headline"], style=f"bold {STYLES[document['verdict']]}"))
+    for sentence in document["sentences"]:
+        screen.print(Text(sentence))
+    if document["metrics"]:
+        screen.print()
+        for reading in document["metrics"]:
+            sign = "red" if reading["harmful"] else "green" if reading["non_inferior"] else "default"
+            screen.print(Text("• ", style=sign) + Text(f"{reading['compared']} {reading['judged']}"))
+    screen.print()
+    screen.print(
+        Text(
+            f"rollout {document['id']} of {document['service']}, started {_moment(document['started_at'])}", style="dim"
+        )
+    )
+    table = _table("time", "who", "action", "reason", "message")
+    for entry in document["audit"]:
+        table.add_row(_moment(entry["at"]), entry["actor"], entry["action"], entry["reason"], entry["message"])
+    screen.print(table)
+
+
+def doctor(document: Mapping[str, Any]) -> None:
+    """One row a check; what is missing with the command that gets it."""
+    table = _table("check", "", "what it found, or what to do")
+    for check in document["checks"]:
+        table.add_row(
+            check["name"], Text("ok", style="green") if check["ok"] else Text("missing", style="red"), check["message"]
+        )
+    console().print(table)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", collapse_padding=True, padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _verdict(verdict: str) -> Text:
+    return Text(WORDS[verdict], style=STYLES[verdict])
+
+
+def _stage(rollout: Mapping[str, Any]) -> str:
+    paused = ", paused" if rollout["paused"] else ""
+    if rollout["stage"] != "canary":
+        return f"{rollout['stage']}{paused}"
+    steps = f" of {rollout['steps']}" if rollout["steps"] else ""
+    return f"canary step {rollout['step'] + 1}{steps}{paused}"
+
+
+def _users(users: Mapping[str, int]) -> str:
+    if users["candidate"] or users["control"]:
+        return f"{users['candidate']:,} candidate, {users['control']:,} control"
+    return f"{users['mirrored']:,} mirrored" if users["mirrored"] else "none"
+
+
+def _gateways(service: Mapping[str, Any]) -> str:
+    """Said only where it is not as it should be."""
+    if service["gateways"] == 0:
+        return "no gateway is alive; "
+    behind = service["gateways"] - service["gateways_up_to_date"]
+    return f"{behind} of {service['gateways']} gateways have not yet taken the newest route; " if behind else ""
+
+
+def _moment(at: float) -> str:
+    return datetime.fromtimestamp(at).astimezone().strftime("%Y-%m-%d %H:%M:%S")

@@ -1,0 +1,260 @@
+"""What the commands show, as plain JSON documents drawn from the store. Used by `main` (printed, or laid out by `tables`) and by the
+demo's report.
+
+Reads only. The numbers are the store's own; words come from `narrative`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from pydantic import ValidationError
+
+from services.cli import narrative
+from services.cli.errors import CliError, NotFound
+from services.rollout.status import RolloutStatus
+from services.store.rows import AuditEntry, RolloutRow
+
+if TYPE_CHECKING:
+    from services.common.routing import Route
+    from services.store import Store
+
+Reading = Mapping[str, Any]
+
+ENDED: Final = {"advance": "promoted", "abort": "rolled back", "hold": "held", "error": "stopped by an error"}
+
+
+def status(store: Store, service: str | None) -> dict[str, Any]:
+    """Every service (or one): what serves, and its newest rollout.
+
+    Raises:
+        NotFound: the store knows no such service, or none at all.
+    """
+    routes = store.routes()
+    newest: dict[str, RolloutRow] = {}
+    for row in store.rollouts(service, limit=1_000 if service is None else 1):
+        newest.setdefault(row.service, row)
+    names = (
+        sorted({*routes, *newest})
+        if service is None
+        else [name for name in (service,) if name in routes or name in newest]
+    )
+    if not names:
+        raise _unknown_service(service, sorted({*routes, *newest}))
+    now = store.now()
+    return {"services": [_service(store, name, routes.get(name), newest.get(name), now) for name in names]}
+
+
+def _service(store: Store, name: str, route: Route | None, row: RolloutRow | None, now: float) -> dict[str, Any]:
+    leases = store.leases()
+    document: dict[str, Any] = {
+        "service": name,
+        "stable": None if route is None else {"revision": route.stable.revision, "version": route.stable.version},
+        "gateways": len(leases),
+        "gateways_up_to_date": 0
+        if route is None
+        else sum(lease.routes.get(name, -1) >= route.version for lease in leases),
+        "rollout": None,
+    }
+    if row is not None:
+        document["rollout"] = _summary(row, now)
+    return document
+
+
+def rollouts(store: Store, service: str | None, limit: int) -> dict[str, Any]:
+    """Past and present rollouts, newest first.
+
+    Raises:
+        NotFound: a service was named and the store knows none of that name.
+    """
+    rows = store.rollouts(service, limit=limit)
+    if service is not None and not rows and service not in (routes := store.routes()):
+        raise _unknown_service(service, sorted({*routes, *(row.service for row in store.rollouts())}))
+    now = store.now()
+    return {"rollouts": [_summary(row, now) for row in rows]}
+
+
+def explain(store: Store, what: str) -> dict[str, Any]:
+    """Why a service's newest rollout, or the one of that id, stands where it stands.
+
+    Raises:
+        NotFound: neither a service nor a rollout has that name.
+    """
+    row = store.rollout(what)
+    if row is None:
+        found = store.rollouts(what, limit=1)
+        if not found:
+            routes = store.routes()
+            known = sorted({*routes, *(one.service for one in store.rollouts())})
+            if what in known:
+                serving = routes[what].stable.revision
+                raise NotFound(
+                    f"{what} has had no rollout yet; {serving} serves everyone (set the challenger alias to start one)"
+                )
+            raise NotFound(
+                f"no service or rollout {what!r}; services: {', '.join(known) or 'none'}; rollouts: `understudy rollouts`"
+            )
+        row = found[0]
+    return explanation(row, store.readings(row.id), store.audit(rollout=row.id), store.now())
+
+
+def explanation(
+    row: RolloutRow, readings: Sequence[Reading], audit: Sequence[AuditEntry], now: float
+) -> dict[str, Any]:
+    """One rollout in sentences, with each metric's last reading and the audit trail (oldest first)."""
+    state = status_of(row)
+    latest = latest_readings(readings)
+    return {
+        **_summary(row, now),
+        "headline": headline(state, now),
+        "sentences": sentences(state),
+        "metrics": [
+            {
+                **reading,
+                "label": narrative.metric_of(reading["metric"]).label,
+                "unit": narrative.metric_of(reading["metric"]).unit,
+                "compared": narrative.compared_text(reading),
+                "judged": narrative.judged_text(reading),
+            }
+            for reading in latest
+        ],
+        "conditions": [condition.to_json() for condition in state.conditions],
+        "audit": [audit_document(entry) for entry in sorted(audit, key=lambda entry: (entry.at, entry.id or 0))],
+    }
+
+
+def status_of(row: RolloutRow) -> RolloutStatus:
+    """The controller's document of a rollout.
+
+    Raises:
+        CliError: the document is of another version of the platform.
+    """
+    try:
+        return RolloutStatus.model_validate(row.status)
+    except ValidationError as error:
+        place = ".".join(str(part) for part in error.errors()[0]["loc"]) or "its top"
+        raise CliError(
+            f"rollout {row.id} was written by another version of the platform (differs at {place}); use that version's command"
+        ) from error
+
+
+def latest_readings(readings: Sequence[Reading]) -> list[Reading]:
+    """Each metric's last reading, in the order in which metrics first appeared: the last stage that measured it counts."""
+    last: dict[str, Reading] = {}
+    for reading in readings:
+        last[reading["metric"]] = reading
+    return list(last.values())
+
+
+def ended_in(state: RolloutStatus) -> str:
+    """The stage where the verdict fell, or where the rollout stands."""
+    return state.decided_in or state.stage
+
+
+def users_of(state: RolloutStatus) -> dict[str, int]:
+    """Users whose values are final, an arm; mirrored ones felt nothing of it."""
+    counts = state.counts
+    return {"candidate": counts.users_candidate, "control": counts.users_control, "mirrored": counts.pairs}
+
+
+def _summary(row: RolloutRow, now: float) -> dict[str, Any]:
+    state = status_of(row)
+    return {
+        "id": row.id,
+        "service": row.service,
+        "version": row.version,
+        "revision": row.revision,
+        "kind": state.kind,
+        "stage": state.stage,
+        "step": state.step,
+        "steps": len(row.spec.get("canary", {}).get("steps", ())) or None,
+        "weight": state.weight,
+        "verdict": state.verdict,
+        "decided_in": state.decided_in,
+        "metric": state.metric,
+        "reason": state.reason,
+        "message": state.message,
+        "paused": state.paused_since is not None,
+        "started_at": row.started_at,
+        "finished_at": row.finished_at,
+        "seconds": (now if row.finished_at is None else row.finished_at) - row.started_at,
+        "users": users_of(state),
+    }
+
+
+def headline(state: RolloutStatus, now: float) -> str:
+    """One sentence: what became of the rollout, or where it stands."""
+    spent = narrative.seconds_text((state.decided_at or now) - state.started_at)
+    where = place(state)
+    if state.verdict == "advance":
+        ending = "" if state.finished_at else "; it is watched until the rollback window ends"
+        return f"{state.revision} was promoted after {spent}{ending}."
+    if state.verdict == "hold":
+        kept = f"its weight of {state.weight:g} % is kept" if state.weight else "nobody gets it"
+        return f"{state.revision} is held in {where}: time was up without evidence; {kept} until a person decides."
+    if state.verdict in ENDED:
+        return f"{state.revision} was {ENDED[state.verdict]} in {where} after {spent}."
+    paused = ", paused by a person" if state.paused_since is not None else ""
+    return f"{state.revision} is in {where} since {spent}{paused}."
+
+
+def place(state: RolloutStatus) -> str:
+    """Where a rollout stands or ended: `the rehearsal`, `canary step 2`."""
+    stage = ended_in(state)
+    return f"canary step {state.step + 1}" if stage == "canary" else f"the {stage}"
+
+
+def sentences(state: RolloutStatus) -> list[str]:
+    """What the controller says, what the gate compared, how many users it rests on, what it waits for."""
+    said = [_ended(f"{state.message} ({state.reason})" if state.reason else state.message)] if state.message else []
+    if state.gate and (gate := gate_text(state.gate)):
+        said.append(gate)
+    counts = state.counts
+    if counts.pairs:
+        judged = f", {counts.judgements:,} of them judged" if counts.judgements else ""
+        said.append(f"{counts.pairs:,} prompts were answered by both revisions out of users' sight{judged}.")
+    if counts.users_candidate or counts.users_control:
+        said.append(
+            f"{counts.users_candidate:,} users of the candidate and {counts.users_control:,} of the control have final values; "
+            f"{counts.feedback_candidate:,} and {counts.feedback_control:,} of them gave feedback."
+        )
+    if counts.late:
+        said.append(f"{counts.late:,} rows came after their user's value was final; they change nothing.")
+    if not state.active or state.verdict != "continue":
+        return said
+    said.extend(_ended(f"{one.type}: {one.message} ({one.reason})") for one in state.conditions if one.message)
+    if state.stage in ("rehearsal", "canary") and state.stage_started_at is None:
+        said.append(
+            "The clock of this stage has not started: engine or gateways are not ready, and that time does not count."
+        )
+    return said
+
+
+def gate_text(gate: Mapping[str, Any]) -> str | None:
+    """The offline evaluation in one sentence; None where there was no comparison."""
+    if "accuracy" not in gate:
+        return None
+    candidate, champion = gate["accuracy"]["candidate"], gate["accuracy"]["champion"]
+    return (
+        f"Of {gate['items']:,} held-out questions the candidate answered {100 * candidate:.1f} % rightly, "
+        f"the champion {100 * champion:.1f} %."
+    )
+
+
+def audit_document(entry: AuditEntry) -> dict[str, Any]:
+    """An audit row as JSON."""
+    return {
+        "at": entry.at, "service": entry.service, "rollout": entry.rollout, "actor": entry.actor, "action": entry.action,
+        "reason": entry.reason, "message": entry.message, "evidence": dict(entry.evidence),
+    }  # fmt: skip
+
+
+def _ended(text: str) -> str:
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+def _unknown_service(service: str | None, known: Sequence[str]) -> NotFound:
+    if service is None:
+        return NotFound("this store knows no service yet; start one with `understudy serve --config FILE`")
+    return NotFound(f"no service {service!r} in this store; it knows {', '.join(known) or 'none'}")
