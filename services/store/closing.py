@@ -27,6 +27,7 @@ from services.store.schema import exposures, feedback, observations
 Cursor = tuple[float, str]
 """(closes_at, unit or pair) of the last one taken; start with (0.0, "")."""
 
+_ALL: Final = 2**62  # a LIMIT makes SQLite answer the subquery first, which is the small one, and not last
 _ROUNDING: Final = 1e-3  # seconds; widens an indexed range whose exact bounds are tested on the rounded sum
 # Written out, not bound: only so do the databases see that an index over mirrored rows alone will do.
 _LIVE = observations.c.kind == literal_column("'live'")
@@ -70,7 +71,7 @@ class Closing:
         query = (
             select(*OBSERVATION_COLUMNS)
             .select_from(named.join(observations, observations.c.pair == named.c.pair))
-            .where(_MIRRORED, observations.c.rollout == rollout)
+            .where(_MIRRORED)
             .order_by(observations.c.started_at, observations.c.request_id, observations.c.attempt)
         )
         with self._database.read() as connection:
@@ -101,14 +102,15 @@ class Closing:
             exposures.c.rollout == rollout, exposures.c.stored_at > since, exposures.c.closes_at <= watermark
         )
         service = select(exposures.c.service).where(exposures.c.rollout == rollout).limit(1).scalar_subquery()
-        on_request = feedback.c.request_id == observations.c.request_id
-        said = select(func.count(feedback.c.id.distinct()))
-        said = said.select_from(feedback.join(observations, on_request).join(exposures, of_unit))
-        said = said.where(
-            counts_for_it,
-            feedback.c.service == service,
-            feedback.c.stored_at > since,
-            feedback.c.at <= exposures.c.closes_at,
+        recent = (
+            select(feedback.c.id, feedback.c.request_id, feedback.c.at)
+            .where(feedback.c.service == service, feedback.c.stored_at > since)
+            .limit(_ALL)
+            .subquery()
+        )
+        said = select(func.count(recent.c.id.distinct())).where(counts_for_it, recent.c.at <= exposures.c.closes_at)
+        said = said.select_from(
+            recent.join(observations, recent.c.request_id == observations.c.request_id).join(exposures, of_unit)
         )
         with self._database.read() as connection:
             return sum(connection.scalar(query) or 0 for query in (rows, units, said))
@@ -176,7 +178,6 @@ def _pairs_page(rollout: str, after: Cursor, until: float, settle: float, limit:
     begun_before = exists().where(
         earlier.c.kind == literal_column("'mirror'"),
         earlier.c.pair == grouped.c.pair,
-        earlier.c.rollout == rollout,
         earlier.c.started_at < begin,
     )
     closes_at = (grouped.c.first_at + settle).cast(Float(53))

@@ -153,6 +153,8 @@ def _sqlite_opener(path: Path, create: bool) -> Callable[[], sqlite3.Connection]
     address = f"file:{quote(str(path.absolute()))}?mode={'rwc' if create else 'rw'}"
 
     def connect() -> sqlite3.Connection:
+        if not create and not path.exists():
+            raise StoreUnavailable(f"there is no database at {path}: {MIGRATE}")
         connection = sqlite3.connect(
             address,
             uri=True,

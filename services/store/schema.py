@@ -106,7 +106,7 @@ Index(
 )
 Index(
     "observations_pair",  # mirrored pairs: the rows of one
-    *(observations.c[c] for c in ("pair", "rollout")),
+    observations.c.pair,
     sqlite_where=_mirrored,
     postgresql_where=_mirrored,
 )

@@ -71,9 +71,7 @@ def _observations() -> None:
         sqlite_where=MIRRORED,
         postgresql_where=MIRRORED,
     )
-    op.create_index(
-        "observations_pair", "observations", ["pair", "rollout"], sqlite_where=MIRRORED, postgresql_where=MIRRORED
-    )
+    op.create_index("observations_pair", "observations", ["pair"], sqlite_where=MIRRORED, postgresql_where=MIRRORED)
     op.create_index(
         "observations_stored",
         "observations",
