@@ -75,6 +75,7 @@ class RolloutStatus(Document):
     trigger: Literal["challenger", "specification"]
     salt: str = Field(description="Salt of the assignment, hexadecimal; new for every rollout.")
     engine: str = Field(description="Name of the engine that serves the candidate; a prompt revision shares stable's.")
+    weights_version: str = Field(description="Version whose weights the engine serves.")
     system_prompt: str | None = None
     champion_version: str = Field(description="The champion at the start.")
     champion_revision: str
@@ -98,6 +99,7 @@ class RolloutStatus(Document):
     finished_at: float | None = None
     held_since: float | None = None
     paused_since: float | None = None
+    paused_by: Literal["command", "resource"] | None = None
     approved: tuple[int, ...] = Field(default=(), description="Steps whose end a person has approved.")
     conditions: tuple[Condition, ...] = ()
     gate: dict[str, Any] | None = Field(

@@ -1,0 +1,106 @@
+"""The candidate's engine during a rollout: asked for, waited for, given up. Part of `decide`; pure."""
+
+from __future__ import annotations
+
+import math
+
+from services.common.routing import Target
+from services.rollout import reasons
+from services.rollout.actions import ApplyRevision
+from services.rollout.deliberation import Deliberation
+
+
+def shares_stable(d: Deliberation) -> bool:
+    """Whether the candidate is a prompt on stable's own engine."""
+    return d.stable is not None and d.rollout.engine == d.stable.model
+
+
+def await_candidate(d: Deliberation) -> bool:
+    """Whether the candidate's engine answers now; sets `d.candidate`, asks for the engine where there is none, and ends the rollout when it
+    cannot start. A candidate that is in the routing table stays there while its engine is away: gateways fall back to stable.
+    """
+    rollout = d.rollout
+    if shares_stable(d):
+        assert d.stable is not None  # noqa: S101  shares_stable
+        d.candidate = _target(d, d.stable.addresses)
+        return True
+    route = d.observed.route
+    if rollout.admitted and route is not None and route.rollout == rollout.id:
+        d.candidate = route.candidate
+    refusal = d.observed.refused.get(rollout.engine)
+    if refusal is not None:
+        d.finish("abort", refusal.reason, refusal.message)
+        return False
+    if d.observed.engines is None:
+        d.wait(reasons.PLATFORM_UNAVAILABLE, "the platform that runs the engines cannot be reached")
+        return False
+    state = d.observed.engines.get(rollout.engine)
+    if state is not None and state.phase == "failed":
+        d.finish("abort", reasons.ENGINE_FAILED, f"the engine failed: {state.message}")
+        return False
+    if state is not None and state.phase == "ready" and state.address is not None:
+        d.candidate = _target(d, (state.address,))
+        if rollout.waiting_since is not None:
+            d.change(waiting_since=None)
+            d.emit("engine", reasons.ENGINE_READY, f"engine {rollout.engine} answers")
+        if state.ready_replicas < rollout.replicas:
+            _apply(d)
+        return True
+    if state is None or state.phase == "absent":
+        _apply(d)
+    _wait(d, state.message if state else "")
+    return False
+
+
+def covers(d: Deliberation, weight: float) -> bool:
+    """Whether the candidate's ready replicas carry `weight` percent of what stable carries; if not, more are asked for."""
+    if shares_stable(d) or d.observed.engines is None or d.stable is None:
+        return shares_stable(d)
+    stable = d.observed.engines.get(d.stable.model)
+    candidate = d.observed.engines.get(d.rollout.engine)
+    ready = candidate.ready_replicas if candidate is not None and candidate.phase == "ready" else 0
+    most = d.service.spec.engine.replicas.max
+    needed = min(most, max(1, math.ceil(weight / 100 * (stable.ready_replicas if stable else 1))))
+    if needed > d.rollout.replicas:
+        d.change(replicas=needed)
+        _apply(d)
+    if ready < needed:
+        d.wait(
+            reasons.AWAITING_CAPACITY,
+            f"{weight:g} % of the users need {needed} ready replicas of the candidate, {ready} are",
+        )
+    return ready >= needed
+
+
+def _apply(d: Deliberation) -> None:
+    rollout = d.rollout
+    most = d.service.spec.engine.replicas.max
+    fewest = min(most, max(d.service.spec.engine.replicas.min, rollout.replicas))
+    d.actions.append(ApplyRevision(rollout.engine, rollout.weights_version, (fewest, most)))
+
+
+def _wait(d: Deliberation, words: str) -> None:
+    since = d.rollout.waiting_since
+    if since is None:
+        d.change(waiting_since=d.now)
+        since = d.now
+    waited = d.now - since
+    if waited > d.rules.spec.engine.start_timeout:
+        d.finish(
+            "abort",
+            reasons.ENGINE_START_TIMEOUT,
+            f"the engine was not ready after {waited:.0f} s: {words or 'no word from it'}",
+        )
+        return
+    d.wait(reasons.AWAITING_ENGINE, f"engine {d.rollout.engine} is starting ({waited:.0f} s): {words}".rstrip(": "))
+
+
+def _target(d: Deliberation, addresses: tuple[str, ...]) -> Target:
+    rollout = d.rollout
+    return Target(
+        revision=rollout.revision,
+        version=rollout.version,
+        addresses=addresses,
+        model=rollout.engine,
+        system_prompt=rollout.system_prompt,
+    )

@@ -1,0 +1,61 @@
+"""From a registry version to what serves it: names of revision and engine, the routing target. Pure; used by `decide` and `execute`.
+
+Tags of a version that matter here (set by whoever registers it): `understudy.kind` (`weights`, the default, or `prompt`),
+`understudy.base-version` (a prompt's weights), `understudy.system-prompt`, `understudy.digest` (of the files).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal
+
+from services.common.identifiers import revision_name
+from services.common.routing import Target
+from services.rollout.observed import VersionInfo
+from services.rollout.resources import Engine, LLMService
+
+KIND: Final = "understudy.kind"
+BASE: Final = "understudy.base-version"
+SYSTEM_PROMPT: Final = "understudy.system-prompt"
+DIGEST: Final = "understudy.digest"
+
+
+def kind_of(info: VersionInfo) -> Literal["weights", "prompt"] | None:
+    """The version's kind; None where it is none that can be served, or a prompt that lacks its base or text."""
+    kind = info.tags.get(KIND, "weights")
+    if kind == "weights":
+        return "weights"
+    return "prompt" if kind == "prompt" and info.tags.get(BASE) and info.tags.get(SYSTEM_PROMPT) else None
+
+
+def weights_of(info: VersionInfo) -> str:
+    """The version whose weights serve this one: its own, or its base's."""
+    return info.tags.get(BASE, info.version) if kind_of(info) == "prompt" else info.version
+
+
+def engine_specification(engine: Engine) -> dict[str, Any]:
+    """What of the resource makes a revision: a change here is rolled out. Scaling and patience are not part of it."""
+    return engine.model_dump(mode="json", by_alias=True, exclude={"replicas", "start_timeout"})
+
+
+def engine_name(service: LLMService, info: VersionInfo) -> str:
+    """Name of the engine that serves a version; also the model name that the engine answers to."""
+    return revision_name(service.name, weights_of(info), engine_specification(service.spec.engine))
+
+
+def revision_of(service: LLMService, info: VersionInfo) -> str:
+    """Name of the revision: the engine's for weights, one of its own for a prompt."""
+    if kind_of(info) != "prompt":
+        return engine_name(service, info)
+    specification = {"engine": engine_name(service, info), "systemPrompt": info.tags[SYSTEM_PROMPT]}
+    return revision_name(service.name, info.version, specification)
+
+
+def target_of(service: LLMService, info: VersionInfo, address: str) -> Target:
+    """The version as gateways reach it at an engine's address."""
+    return Target(
+        revision=revision_of(service, info),
+        version=info.version,
+        addresses=(address,),
+        model=engine_name(service, info),
+        system_prompt=info.tags.get(SYSTEM_PROMPT),
+    )

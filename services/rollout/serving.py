@@ -1,0 +1,187 @@
+"""What serves: the routing table that a status calls for, stable's engine, a champion moved by hand, engines that nobody needs. The last
+part of every `decide`; pure.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import msgspec
+
+from services.common.assignment import BUCKETS
+from services.common.routing import Mirror, Route, Target
+from services.rollout import reasons
+from services.rollout.actions import ApplyRevision, PublishRoute, RemoveRevision
+from services.rollout.deliberation import Deliberation
+from services.rollout.observed import VersionInfo
+from services.rollout.revisions import engine_name, kind_of, target_of, weights_of
+
+
+def serve(d: Deliberation) -> None:
+    """Keeps stable alive, publishes the route that is wanted, removes what no gateway reaches any more."""
+    needed: set[str] = set()
+    champion = d.observed.aliases.champion if d.observed.aliases else None
+    if d.stable is None and champion is None:
+        alias, model = d.service.spec.model.champion, d.service.spec.model.registered_model
+        d.condition("Serving", False, reasons.CHAMPION_MISSING, f"set the alias {alias} on a version of {model}")
+    elif champion is not None and (d.stable is None or _moved_by_hand(d, champion) or _cannot_return(d, champion)):
+        needed.add(engine_name(d.service, champion))
+        _roll_to(d, champion)
+    else:
+        _keep(d, champion)
+    route = wanted_route(d)
+    changed = route is not None and not _same(route, d.observed.route)
+    if changed and route is not None:
+        d.actions.append(PublishRoute(route))
+    if not changed and (d.observed.gateways == 0 or d.observed.acknowledged):
+        _remove_unneeded(d, needed)
+
+
+def wanted_route(d: Deliberation) -> Route | None:
+    """The service's row of the routing table; None before anything serves."""
+    if d.stable is None:
+        return None
+    version = d.observed.route.version if d.observed.route else 0
+    if not d.active or not d.rollout.undecided or not d.rollout.admitted or d.candidate is None:
+        return Route(service=d.service.name, version=version, stable=d.stable)
+    rollout, rules = d.rollout, d.rules.spec.rollout
+    rehearsing = rollout.stage == "rehearsal"
+    return Route(
+        service=d.service.name,
+        version=version,
+        stable=d.stable,
+        candidate=d.candidate,
+        rollout=rollout.id,
+        salt=rollout.salt,
+        stage="rehearsal" if rehearsing else "canary",
+        step=rollout.step,
+        weight=round(rollout.weight / 100 * BUCKETS),
+        mirror=_mirror(d) if rehearsing else None,
+        horizon=rules.horizon,
+        settle=rules.settle,
+    )
+
+
+def in_force(d: Deliberation) -> bool:
+    """Whether every live gateway obeys the route that the rollout wants now."""
+    route = wanted_route(d)
+    return route is not None and d.observed.acknowledged and _same(route, d.observed.route)
+
+
+def _mirror(d: Deliberation) -> Mirror:
+    rehearsal = d.rules.spec.rollout.rehearsal
+    # Its own salt: a user's place in the mirror's sample must say nothing of their arm in the canary.
+    salt = hashlib.sha256(f"{d.rollout.salt}:mirror".encode()).hexdigest()[: len(d.rollout.salt)]
+    return Mirror(
+        salt=salt, share=round(rehearsal.share * BUCKETS), in_flight=rehearsal.in_flight, content=d.rules.judged
+    )
+
+
+def _same(wanted: Route, present: Route | None) -> bool:
+    return present is not None and msgspec.structs.replace(wanted, version=present.version) == present
+
+
+def _moved_by_hand(d: Deliberation, champion: VersionInfo) -> bool:
+    """Whether a person moved the alias. While the registry has not yet been told of our own decision, its word is old."""
+    owed = d.has_rollout and d.rollout.debt.champion is not None
+    return not d.active and not owed and d.stable is not None and champion.version != d.stable.version
+
+
+def _cannot_return(d: Deliberation, champion: VersionInfo) -> bool:
+    """Whether stable's engine is gone and its specification too: then the present one serves without a rollout."""
+    engines = d.observed.engines
+    if d.stable is None or engines is None or d.active or engine_name(d.service, champion) == d.stable.model:
+        return False
+    return d.stable.model not in engines or engines[d.stable.model].phase in ("absent", "failed")
+
+
+def _roll_to(d: Deliberation, champion: VersionInfo) -> None:
+    """Brings the champion up beside whatever serves, and switches once it answers."""
+    name = engine_name(d.service, champion)
+    serving = d.stable is not None
+    if kind_of(champion) is None:
+        d.condition(
+            "Serving", serving, reasons.KIND_UNSUPPORTED, f"v{champion.version} is of a kind that cannot be served"
+        )
+        return
+    refusal = d.observed.refused.get(name)
+    state = d.observed.engines.get(name) if d.observed.engines is not None else None
+    if refusal is not None:
+        d.condition("Serving", serving, refusal.reason, refusal.message)
+    elif d.observed.engines is None:
+        d.condition(
+            "Serving", serving, reasons.PLATFORM_UNAVAILABLE, "the platform that runs the engines cannot be reached"
+        )
+    elif state is not None and state.phase == "ready" and state.address is not None:
+        d.stable = target_of(d.service, champion, state.address)
+        d.emit("serve", reasons.SERVING, f"champion v{champion.version} is ready and serves as {d.stable.revision}")
+        _serving(d, d.stable)
+    elif state is not None and state.phase == "failed":
+        d.condition(
+            "Serving",
+            serving,
+            reasons.ENGINE_FAILED,
+            f"engine {name} of champion v{champion.version} failed: {state.message}",
+        )
+    else:
+        if state is None or state.phase == "absent":
+            replicas = d.service.spec.engine.replicas
+            d.actions.append(ApplyRevision(name, weights_of(champion), (replicas.min, replicas.max)))
+        d.condition(
+            "Serving",
+            serving,
+            reasons.ROLLING_TO_CHAMPION,
+            f"engine {name} of champion v{champion.version} is starting",
+        )
+
+
+def _keep(d: Deliberation, champion: VersionInfo | None) -> None:
+    """Stable as it is: its engine again if it vanished, its address if it moved."""
+    if d.stable is None:
+        return
+    state = d.observed.engines.get(d.stable.model) if d.observed.engines is not None else None
+    if d.observed.engines is None:
+        d.condition(
+            "Serving",
+            True,
+            reasons.PLATFORM_UNAVAILABLE,
+            "the platform that runs the engines cannot be reached; routes stay",
+        )
+        return
+    if state is None or state.phase == "absent":
+        if champion is not None and engine_name(d.service, champion) == d.stable.model:
+            replicas = d.service.spec.engine.replicas
+            d.actions.append(ApplyRevision(d.stable.model, weights_of(champion), (replicas.min, replicas.max)))
+        d.condition(
+            "Serving", False, reasons.AWAITING_ENGINE, f"engine {d.stable.model} of stable is gone and starts again"
+        )
+    elif state.phase == "ready" and state.address is not None:
+        if state.address not in d.stable.addresses:
+            d.stable = msgspec.structs.replace(d.stable, addresses=(state.address,))
+        _serving(d, d.stable)
+    else:
+        d.condition(
+            "Serving",
+            False,
+            reasons.AWAITING_ENGINE,
+            f"engine {d.stable.model} of stable is {state.phase}: {state.message}",
+        )
+
+
+def _serving(d: Deliberation, stable: Target) -> None:
+    d.condition("Serving", True, reasons.SERVING, f"{stable.revision} serves")
+
+
+def _remove_unneeded(d: Deliberation, needed: set[str]) -> None:
+    """No gateway's route names these engines: the present one is acknowledged everywhere."""
+    if d.observed.engines is None or d.observed.aliases is None:
+        return
+    if d.stable is not None:
+        needed.add(d.stable.model)
+    if d.active:
+        needed.add(d.rollout.engine)
+        if d.rollout.previous is not None:
+            needed.add(str(d.rollout.previous["model"]))
+    for name, state in sorted(d.observed.engines.items()):
+        if name not in needed and state.phase not in ("absent", "draining"):
+            d.actions.append(RemoveRevision(name))

@@ -1,0 +1,204 @@
+"""The stages gate, rehearsal and canary: what each look at them decides. Called by `decide`; pure. `watch` has the stage after promotion.
+
+Order within a look: evidence that is void, then harm, then people (pause), then time and numbers. Nothing ships by default.
+"""
+
+from __future__ import annotations
+
+from services.evidence import Reading, combine
+from services.rollout import gatecheck, reasons
+from services.rollout.deliberation import Deliberation
+from services.rollout.engines import await_candidate, covers, shares_stable
+from services.rollout.serving import in_force
+
+
+def gate(d: Deliberation) -> None:
+    """Offline evaluations compared; nothing has started yet."""
+    rollout, aliases = d.rollout, d.observed.aliases
+    if d.paused:
+        d.wait(reasons.PAUSED, "paused")
+        return
+    if not d.rules.spec.rollout.gate.enabled or rollout.trigger == "specification":
+        _pass_gate(
+            d,
+            reasons.GATE_SKIPPED,
+            "the gate is disabled" if rollout.trigger == "challenger" else "same weights, same answers",
+        )
+        return
+    evaluations = d.observed.evaluations
+    if evaluations is None or aliases is None or not aliases.fresh:
+        d.wait(reasons.AWAITING_REGISTRY, "the registry cannot be reached; the gate needs its evaluations")
+        return
+    result = gatecheck.check(d.rules, evaluations, rollout.version, rollout.champion_version)
+    d.change(gate=result.evidence or None)
+    if result.verdict == "advance":
+        _pass_gate(d, result.reason, result.message)
+    else:
+        d.finish(result.verdict, result.reason, result.message, metric="accuracy" if result.evidence else None)
+
+
+def _pass_gate(d: Deliberation, reason: str, message: str) -> None:
+    fewest = 0 if shares_stable(d) else d.rules.spec.engine.replicas.min
+    d.change(stage="rehearsal", stage_started_at=None, replicas=fewest, baseline=dict(d.observed.baseline or {}))
+    d.emit("gate", reason, message, d.rollout.gate)
+
+
+def rehearsal(d: Deliberation) -> None:
+    """Copies of real requests answered by both revisions; no user sees the candidate."""
+    rules = d.rules.spec.rollout.rehearsal
+    ready = await_candidate(d)
+    if not d.active or _void_or_harmful(d):
+        return
+    if not d.rollout.admitted:
+        if ready:
+            d.change(admitted=True)
+            d.wait(reasons.AWAITING_GATEWAYS, "the gateways are told to mirror requests")
+        return
+    if not _clock_runs(d) or _waits_for_person(d):
+        return
+    elapsed, counts = d.elapsed or 0.0, d.rollout.counts
+    if d.rules.spec.rollout.judge is not None and not d.rules.judged:
+        d.note("Judge", reasons.JUDGE_OFF, "privacy.content is never, so nothing may be judged")
+    # What only the rehearsal measures must be shown here: no later stage could.
+    only_here = {g.metric for g in d.rules.spec.rollout.guarded("rehearsal") if g.stages == ("rehearsal",)}
+    unproven = combine(r for r in d.evidence.readings if r.metric in only_here).unproven
+    if elapsed >= rules.min_duration and counts.pairs >= rules.min_pairs and not unproven:
+        if covers(d, d.rules.spec.rollout.canary.steps[0].weight):
+            d.emit("rehearsal", reasons.REHEARSAL_PASSED, f"{counts.pairs} pairs show no harm", d.readings())
+            _enter_step(d, 0)
+        return
+    waiting = f"{counts.pairs} of {rules.min_pairs} pairs, {elapsed:.0f} of {rules.min_duration:.0f} s"
+    if unproven:
+        waiting += f"; not yet shown: {', '.join(unproven)}"
+    if elapsed >= rules.max_duration:
+        hold(d, reasons.REHEARSAL_INCONCLUSIVE, f"the rehearsal's time is up with {waiting}")
+        return
+    d.wait(reasons.AWAITING_EVIDENCE, waiting)
+
+
+def canary(d: Deliberation) -> None:
+    """Live users in steps; control takes as many."""
+    await_candidate(d)
+    if not d.active or _void_or_harmful(d):
+        return
+    if not _clock_runs(d) or _waits_for_person(d):
+        return
+    steps = d.rules.spec.rollout.canary.steps
+    rules, counts, elapsed = steps[d.rollout.step], d.rollout.counts, d.elapsed or 0.0
+    last = d.rollout.step == len(steps) - 1
+    users = min(counts.step_control, counts.step_candidate)
+    minimums = elapsed >= rules.min_duration and users >= rules.min_units
+    combined = combine(d.evidence.readings)
+    if minimums and (not last or combined.promotable):
+        if rules.approval and d.rollout.step not in d.rollout.approved:
+            d.wait(
+                reasons.AWAITING_APPROVAL,
+                f"step {d.rollout.step + 1} of {len(steps)} has passed and waits for a person's approval",
+            )
+        elif last:
+            _promote(d)
+        elif covers(d, steps[d.rollout.step + 1].weight):
+            d.emit(
+                "step",
+                reasons.STEP_PASSED,
+                f"step {d.rollout.step + 1} of {len(steps)} shows no harm in {users} users an arm",
+                d.readings(),
+            )
+            _enter_step(d, d.rollout.step + 1)
+        return
+    waiting = f"{users} of {rules.min_units} users an arm, {elapsed:.0f} of {rules.min_duration:.0f} s"
+    if last and combined.unproven:
+        waiting += f"; not yet shown: {', '.join(combined.unproven)}"
+    if elapsed >= rules.max_duration:
+        hold(d, reasons.STEP_INCONCLUSIVE, f"the time of step {d.rollout.step + 1} is up with {waiting}")
+        return
+    d.wait(reasons.AWAITING_EVIDENCE, waiting)
+
+
+def _promote(d: Deliberation) -> None:
+    aliases = d.observed.aliases
+    if aliases is None or not aliases.fresh:
+        d.wait(reasons.AWAITING_REGISTRY, "the registry cannot be reached; promotion waits for it")
+    elif d.candidate is not None and covers(d, 100):
+        shown = ", ".join(r.metric for r in d.evidence.readings if r.mode == "nonInferior")
+        d.promote(reasons.PROMOTED, f"shown not worse beyond the margins: {shown}; nothing shown harmful", d.candidate)
+
+
+def hold(d: Deliberation, reason: str, message: str) -> None:
+    """Time is up without evidence: a person decides."""
+    d.change(verdict="hold", reason=reason, message=message, held_since=d.now)
+    d.emit("hold", reason, message, d.readings())
+
+
+def _enter_step(d: Deliberation, step: int) -> None:
+    weight = d.rules.spec.rollout.canary.steps[step].weight
+    d.change(stage="canary", step=step, weight=weight, stage_started_at=None)
+    d.change(counts=d.rollout.counts.model_copy(update={"step_control": 0, "step_candidate": 0}))
+    d.wait(reasons.AWAITING_GATEWAYS, f"the gateways are told to give {weight:g} % of the users to the candidate")
+
+
+def _clock_runs(d: Deliberation) -> bool:
+    if d.rollout.stage_started_at is None:
+        if not in_force(d):
+            d.wait(
+                reasons.AWAITING_GATEWAYS,
+                f"waiting for {d.observed.gateways or 'a'} gateway(s) to acknowledge the route",
+            )
+            return False
+        d.start_clock()
+        where = d.rollout.stage if d.rollout.stage == "rehearsal" else f"canary at {d.rollout.weight:g} %"
+        d.emit("stage", reasons.STAGE_RUNNING, f"every gateway obeys: {where}")
+    return True
+
+
+def _waits_for_person(d: Deliberation) -> bool:
+    rollout = d.rollout
+    if rollout.held_since is not None:
+        if d.now - rollout.held_since >= d.rules.spec.rollout.hold_timeout and rollout.weight > 0:
+            d.change(weight=0.0, reason=reasons.HOLD_EXPIRED)
+            d.emit("hold", reasons.HOLD_EXPIRED, "nobody decided; all users are back on stable")
+        d.wait(rollout.reason, "held: promote, abort or resume")
+        return True
+    if d.paused:
+        d.wait(reasons.PAUSED, f"paused by {rollout.paused_by}")
+    return d.paused
+
+
+def _void_or_harmful(d: Deliberation) -> bool:
+    """Ends the rollout where the evidence is void or shows harm."""
+    evidence = d.evidence
+    if evidence.fault is not None:
+        d.finish("error", reasons.ASSIGNMENT_FAULT if evidence.assignment else reasons.EVIDENCE_FAULT, evidence.fault)
+        return True
+    if evidence.ratio is not None and evidence.ratio.rejected:
+        counts = d.rollout.counts
+        d.finish(
+            "error",
+            reasons.SAMPLE_RATIO_MISMATCH,
+            f"{counts.users_control} users in control against {counts.users_candidate} in candidate cannot be chance: "
+            f"e-value {evidence.ratio.e_value:.3g} reaches {evidence.ratio.threshold:.3g}",
+        )
+        return True
+    harmful = next((reading for reading in evidence.readings if reading.harmful), None)
+    if harmful is not None:
+        d.finish("abort", reasons.HARM[harmful.metric], describe(harmful), metric=harmful.metric)
+    return harmful is not None
+
+
+def describe(reading: Reading) -> str:
+    """One sentence on a harmful reading, with its numbers."""
+
+    def number(value: float | None) -> str:
+        return "unknown" if value is None else f"{value:.3g}"
+
+    def change(value: float | None) -> str:
+        if value is None:
+            return "unknown"
+        return f"{value:+.0%}" if reading.relative else f"{value:+.3f}"
+
+    bound = reading.lower if reading.direction == "lower" else reading.upper
+    margin = f"{reading.margin:.0%}" if reading.relative else f"{reading.margin:g}"
+    return (
+        f"{reading.metric}: candidate {number(reading.candidate)} against {number(reading.control)}, change {change(reading.effect)} "
+        f"(surely beyond {change(bound)}), margin {margin}; {reading.n_candidate} and {reading.n_control} users"
+    )
