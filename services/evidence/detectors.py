@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from services.evidence.errors import PlanFault, ValueFault
-from services.evidence.state import check_version
+from services.evidence.state import VERSION, restoring
 
 BETS = (0.05, 0.1, 0.2)
 """Bets λ of the baselines e = 1 + λ(x/m₀ − 1): small ones find small changes, large ones find large changes fast."""
@@ -52,11 +52,11 @@ class RateDetector:
 
     def to_json(self) -> dict[str, Any]:
         plan = {"m0": self._m0, "arl": self._arl}
-        return {"version": 1, **plan, "sums": self._sums, "count": self.count, "alarmed": self.alarmed}
+        return {"version": VERSION, **plan, "sums": self._sums, "count": self.count, "alarmed": self.alarmed}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "RateDetector":
-        check_version(data, "rate detector")
-        detector = cls(data["m0"], data["arl"])
-        detector._sums, detector.count, detector.alarmed = list(data["sums"]), data["count"], data["alarmed"]
+        with restoring(data, "rate detector"):
+            detector = cls(data["m0"], data["arl"])
+            detector._sums, detector.count, detector.alarmed = list(data["sums"]), data["count"], data["alarmed"]
         return detector

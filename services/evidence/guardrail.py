@@ -10,11 +10,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any, Protocol
 
-from services.evidence.errors import AssignmentFault, ClockFault, StateFault, ValueFault
+from services.evidence.errors import AssignmentFault, ClockFault, ValueFault
 from services.evidence.means import MeanEvidence
 from services.evidence.quantiles import QuantileEvidence
 from services.evidence.rates import PairedEvidence
-from services.evidence.state import VERSION, SeenUnits, check_version
+from services.evidence.state import VERSION, SeenUnits, restoring
 from services.evidence.summaries import Conclusion, GuardrailPlan, Reading, UnitValue
 
 
@@ -152,16 +152,12 @@ class Guardrail:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Guardrail":
         """Raises StateFault for state that this version cannot continue."""
-        check_version(data, "guardrail")
-        try:
-            plan = GuardrailPlan(**{**data["plan"], "bounds": tuple(data["plan"]["bounds"])})
-            guardrail = cls(plan)
+        with restoring(data, "guardrail"):
+            guardrail = cls(GuardrailPlan(**{**data["plan"], "bounds": tuple(data["plan"]["bounds"])}))
             guardrail._seen = SeenUnits.from_json(data["seen"])
             guardrail._last = (data["last"][0], data["last"][1]) if data["last"] else None
             guardrail._units, guardrail._excluded = dict(data["units"]), dict(data["excluded"])
             guardrail._evidence.restore(data["evidence"])
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise StateFault(f"guardrail: damaged state: {error!r}") from error
         return guardrail
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from services.evidence.errors import PlanFault, ValueFault
-from services.evidence.state import check_version
+from services.evidence.state import VERSION, restoring
 
 CONCENTRATION = 100.0
 """k of the Dirichlet prior k·θ₀: expects deviations of a few percent of a share, which is what broken assignment looks
@@ -65,12 +65,12 @@ class SampleRatio:
 
     def to_json(self) -> dict[str, Any]:
         plan = {"expected": self._expected, "alpha": self._alpha, "k": self._k}
-        return {"version": 1, **plan, "counts": self.counts, "rejected": self.rejected}
+        return {"version": VERSION, **plan, "counts": self.counts, "rejected": self.rejected}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "SampleRatio":
-        check_version(data, "sample ratio")
-        ratio = cls(data["expected"], data["alpha"], data["k"])
-        ratio._expected = dict(data["expected"])  # as saved: normalising twice could move the last bit
-        ratio.counts, ratio.rejected = dict(data["counts"]), data["rejected"]
+        with restoring(data, "sample ratio"):
+            ratio = cls(data["expected"], data["alpha"], data["k"])
+            ratio._expected = dict(data["expected"])  # as saved: normalising twice could move the last bit
+            ratio.counts, ratio.rejected = dict(data["counts"]), data["rejected"]
         return ratio

@@ -6,7 +6,8 @@ survive strict JSON.
 
 import base64
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -26,11 +27,16 @@ def unpack(text: str) -> Floats:
     return np.frombuffer(base64.b64decode(text), dtype="<f8").astype(np.float64)
 
 
-def check_version(data: Mapping[str, Any], what: str) -> None:
-    """Raises StateFault unless the state was written by this version of the format."""
+@contextmanager
+def restoring(data: Mapping[str, Any], what: str) -> Iterator[None]:
+    """Raises StateFault unless the state was written by this version of the format and can be read by the block."""
     found = data.get("version") if isinstance(data, Mapping) else None
     if found != VERSION:
         raise StateFault(f"{what}: state of version {found!r}, this program continues version {VERSION}")
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise StateFault(f"{what}: damaged state: {error!r}") from error
 
 
 class SeenUnits:
