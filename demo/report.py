@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from services.cli import views
+from services.cli import narrative, views
+from services.rollout import reasons
 from services.rollout.status import RolloutStatus
 from services.store import Store
 from services.store.rows import RolloutRow
@@ -116,7 +117,7 @@ def _rollout(
         "decided_at": state.decided_at,
         "finished_at": row.finished_at,
         "gate": state.gate,
-        "stages": stages(store, row, now),
+        "stages": stages(store, row, told["audit"], now),
         "series": [dict(point) for point in store.series(row.id, bucket)],
         "readings": drawn(readings),
     }
@@ -134,13 +135,19 @@ def why(state: RolloutStatus, told: Mapping[str, Any]) -> str:
             return str(reading["compared"])
     if state.verdict == "abort" and state.gate and (gate := views.gate_text(state.gate)):
         return gate
-    return state.message or str(told["headline"])
+    return narrative.sentence(state.message) if state.message else str(told["headline"])
 
 
-def stages(store: Store, row: RolloutRow, now: float) -> list[dict[str, Any]]:
-    """When the rollout was in which stage and step, from the routes that were published for it; what came before the first is the gate."""
+def stages(store: Store, row: RolloutRow, audit: Sequence[Mapping[str, Any]], now: float) -> list[dict[str, Any]]:
+    """When the rollout was in which stage and step: the gate, the engine's start, then what the routes published for it say."""
     end = row.finished_at or now
     found: list[dict[str, Any]] = [{"stage": "gate", "step": 0, "weight": 0, "from": row.started_at, "to": end}]
+    passed = next(
+        (entry["at"] for entry in audit if entry["reason"] in (reasons.GATE_PASSED, reasons.GATE_SKIPPED)), None
+    )
+    if passed is not None:
+        found[0]["to"] = passed
+        found.append({"stage": "start", "step": 0, "weight": 0, "from": passed, "to": end})
     for at, route in store.route_history(row.service, row.started_at):
         if at > end:
             break
@@ -150,7 +157,7 @@ def stages(store: Store, row: RolloutRow, now: float) -> list[dict[str, Any]]:
         if (stage, route.step, route.weight) == (last["stage"], last["step"], last["weight"]):
             continue
         if stage == "idle":
-            if last["stage"] in ("gate", "idle"):
+            if last["stage"] not in ("rehearsal", "canary"):
                 continue
             entry["stage"] = "watch" if row.verdict == "advance" else "idle"
         last["to"] = at

@@ -101,8 +101,8 @@ function draw(spec, width, tip, owner) {
   const lanes = spec.lanes || [];
   const height = plotHeight(spec);
   const [low, high] = valueDomain(spec);
-  const ticks = spec.y.log ? logTicks(low, high) : linearTicks(low, high, 4);
-  const left = Math.max(...ticks.map((tick) => spec.y.text(tick).length)) * CHARACTER + 22;
+  const ticks = spec.y.log ? logTicks(low, high) : linearTicks(low, high, 5);
+  const left = Math.max(...ticks.map((tick) => spec.y.text(tick).length)) * CHARACTER + 30;
   const box = { left, right: width - 10, top: 6 + lanes.length * LANE, bottom: height - 34 };
   const [from, to] = spec.x.domain;
   const x = (value) => box.left + ((value - from) / (to - from || 1)) * (box.right - box.left);

@@ -8,7 +8,7 @@ const VERDICTS = {
   error: ["!", "error", "fault"], continue: ["…", "under way", "wait"],
 };
 const STAGES = ["gate", "rehearsal", "canary", "watch"];
-const TIME_STAGE = { rehearsal: "rehearsal", canary: "canary", watch: "watch", gate: "gate", idle: "idle" };
+const TIME_STAGE = { rehearsal: "rehearsal", canary: "canary", watch: "watch", gate: "gate", start: "engine starts", idle: "end" };
 
 const two = (number) => String(number).padStart(2, "0");
 const span = (seconds) => {
@@ -105,7 +105,7 @@ function stageSpans(rollout, time) {
   return rollout.stages.map((one) => {
     const canary = one.stage === "canary";
     const label = canary ? `${digits(one.weight / 100).replace(/\.?0+$/, "")} %` : TIME_STAGE[one.stage];
-    return { from: time(one.from), to: time(one.to), label: canary ? `canary ${label}` : label, short: canary ? label : label.slice(0, 5), title: canary ? `canary step ${one.step + 1}, ${label} of users` : label, cls: one.stage };
+    return { from: time(one.from), to: time(one.to), label: canary ? `canary ${label}` : label, short: canary ? label : { rehearsal: "reh.", start: "start" }[one.stage], title: canary ? `canary step ${one.step + 1}, ${label} of users` : label, cls: one.stage };
   });
 }
 
@@ -183,7 +183,7 @@ function metricFigure(rollout, metric) {
     label: "minutes:seconds since the rollout's start", domain: [0, Math.max(1, end - start)], text: span, reach: Infinity,
     hover: (at) => `${span(at)} · ${clock(at + start)}`,
   };
-  const moments = [{ name: rollout.decisive === metric.metric ? "decided here, on this metric" : "decided here", x: end - start, cls: rollout.decisive === metric.metric ? "decisive" : "" }];
+  const moments = [{ name: rollout.decisive === metric.metric ? "decided here, on this metric" : "decided here", x: (rollout.decided_at ?? end) - start, cls: rollout.decisive === metric.metric ? "decisive" : "" }];
   const lanes = [stageSpans(rollout, (at) => at - start)];
   const common = { x, moments: rollout.verdict ? moments : [], lanes, title: metric.label, height: 180 };
   const withGaps = (value) => {

@@ -7,7 +7,7 @@ harmless: an order of the same kind that still waits is joined, not repeated.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from services.cli.errors import NotFound
 from services.common.identifiers import uuid7
@@ -26,16 +26,24 @@ class Waiter(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """An order and what the controller said; `answer` is None where it has not answered in time."""
+    """An order and what the controller said; `answer` is None where it has not answered in time, `id` where no order was needed."""
 
-    id: str
+    id: str | None
     service: str
     rollout: str | None
     verb: Verb
     answer: str | None
 
+    @property
+    def refused(self) -> bool:
+        """Whether the controller would not do it."""
+        return self.answer is not None and self.answer.startswith("refused")
 
-LOOK_SECONDS = 0.2
+
+LOOK_SECONDS: Final = 0.2
+ENDS_WITH: Final = {"abort": "abort", "promote": "advance"}
+"""The verdict that an order asks for; a rollout that has ended with it needs no order."""
+DONE: Final = {"abort": "aborted", "promote": "promoted"}
 
 
 def give(store: Store, service: str, verb: Verb, *, actor: str, reason: str, wait: float, clock: Waiter) -> Given:
@@ -52,7 +60,9 @@ def give(store: Store, service: str, verb: Verb, *, actor: str, reason: str, wai
         raise NotFound(
             f"service {service!r} has had no rollout yet, so there is nothing to {verb}; set the challenger alias to start one"
         )
-    rollout = rollouts[0].id
+    newest, rollout = rollouts[0], rollouts[0].id
+    if newest.finished_at is not None and newest.verdict == ENDS_WITH.get(verb):
+        return Given(None, service, rollout, verb, f"{newest.revision} is {DONE[verb]} already")
     waiting = [one for one in store.commands(service) if one.verb == verb and one.rollout == rollout]
     if waiting:
         order = waiting[0]

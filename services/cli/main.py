@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -186,15 +187,20 @@ def approve(
 @app.command(rich_help_panel=RUN)
 def demo(
     config: Annotated[Path, typer.Option(help="The story and its settings.")] = Path("demo/demo.yaml"),
+    models: Annotated[Path, typer.Option(help="Where the demo's models are kept once they are trained.")] = Path(
+        ".cache/models"
+    ),
     serve: Annotated[bool, typer.Option("--serve", help="Leave the platform running at the end.")] = False,
 ) -> None:
     """Six rollouts on real engines on this machine: promoted, or rolled back for a reason.
 
     Example: understudy demo --serve
     """
-    from services.cli.demo import run as run_demo
+    with _local_errors(config):
+        from demo.story import run as run_demo
 
-    raise typer.Exit(run_demo(_readable(config), serve=serve))
+        code = run_demo(config, models, serve)
+    raise typer.Exit(code)
 
 
 @app.command(rich_help_panel=RUN)
@@ -203,9 +209,11 @@ def serve(config: Annotated[Path, typer.Option(help="The services and where they
 
     Example: understudy serve --config demo/demo.yaml
     """
-    from services.cli.local import serve as serve_locally
+    with _local_errors(config):
+        from services.cli.local import serve as serve_locally
 
-    raise typer.Exit(serve_locally(_readable(config)))
+        code = serve_locally(config)
+    raise typer.Exit(code)
 
 
 @app.command(rich_help_panel=RUN)
@@ -261,10 +269,12 @@ def _give(verb: Verb, service: str, reason: str, wait: float, output: str, store
         _print_json(
             {"id": given.id, "service": service, "rollout": given.rollout, "verb": verb, "answer": given.answer}
         )
-    elif given.answer is not None:
+    elif given.answer is not None and not given.refused:
         typer.echo(f"{service}: {given.answer}")
     elif wait == 0:
         typer.echo(f"{service}: {verb} is recorded; the controller acts at its next look")
+    if given.refused:
+        raise CliError(f"{verb} {service} was {given.answer}")
     if given.answer is None and wait > 0:
         raise CliError(
             f"the controller has not answered within {wait:g} s; the order is recorded and holds once it is up "
@@ -272,10 +282,18 @@ def _give(verb: Verb, service: str, reason: str, wait: float, output: str, store
         )
 
 
-def _readable(config: Path) -> Path:
+@contextmanager
+def _local_errors(config: Path) -> Iterator[None]:
+    """Raises what keeps the laptop's platform from running as `CliError`s."""
     if not config.is_file():
         raise NotFound(f"no file {config}; name one with --config (the demo's is demo/demo.yaml in the repository)")
-    return config
+    from services.cli.processes import LocalError
+    from services.common.manifest import InvalidManifest
+
+    try:
+        yield
+    except (LocalError, InvalidManifest) as error:
+        raise CliError(" ".join(str(error).split())) from error
 
 
 def _show(output: str, document: Any, table: Any) -> None:

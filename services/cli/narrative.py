@@ -121,22 +121,22 @@ def judged_text(reading: Mapping[str, Any]) -> str:
     """What the reading decides, or what it lacks: harm first, then whether promotion is earned."""
     margin = margin_text(reading)
     if reading["harmful"]:
-        return f"Harm is shown: worse than the margin of {margin}{_evidence(reading, 'e_harm', 'harm_threshold')}."
+        return f"Harm is shown: worse than the margin of {margin}{_evidence(reading, 'e_harm', 'harm_threshold', 'sufficed')}."
     if not reading["trustworthy"] and reading["e_harm"] is None:
         return f"Too few users for a bound yet; the margin is {margin}."
-    no_harm = f"No harm beyond the margin of {margin}{_evidence(reading, 'e_harm', 'harm_threshold')}"
+    no_harm = f"No harm beyond the margin of {margin} is shown{_evidence(reading, 'e_harm', 'harm_threshold', 'would show it')}"
     if reading["mode"] != "nonInferior":
         return f"{no_harm}."
     if reading["non_inferior"]:
-        return f"{no_harm}; shown not to be worse than that{_evidence(reading, 'e_promote', 'promote_threshold')}."
-    lacking = _evidence(reading, "e_promote", "promote_threshold") + _missing_bound(reading)
+        return f"{no_harm}; shown not to be worse than that{_evidence(reading, 'e_promote', 'promote_threshold', 'suffices')}."
+    lacking = _evidence(reading, "e_promote", "promote_threshold", "is needed") + _missing_bound(reading)
     return f"{no_harm}; not yet shown not to be worse than that{lacking}."
 
 
-def _evidence(reading: Mapping[str, Any], value: str, threshold: str) -> str:
+def _evidence(reading: Mapping[str, Any], value: str, threshold: str, means: str) -> str:
     if reading[value] is None:
         return ""
-    return f" (e-value {e_text(reading[value])} of {e_text(reading[threshold])})"
+    return f" (e-value {e_text(reading[value])}; {e_text(reading[threshold])} {means})"
 
 
 def _missing_bound(reading: Mapping[str, Any]) -> str:
@@ -154,6 +154,11 @@ def _sign(value: float) -> str:
 
 def _trimmed(value: float) -> str:
     return f"{abs(value):,.0f}" if abs(value) >= 100 else f"{abs(value):.1f}"
+
+
+def sentence(text: str) -> str:
+    """A controller's message as a sentence: capital first, full stop last."""
+    return _capital(text if text.endswith((".", "!", "?")) else f"{text}.")
 
 
 def _capital(text: str) -> str:

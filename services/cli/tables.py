@@ -39,7 +39,7 @@ def status(document: Mapping[str, Any]) -> None:
             continue
         table.add_row(
             one["service"], stable, rollout["revision"], _stage(rollout), f"{rollout['weight']:g} %", _users(rollout["users"]),
-            _verdict(rollout["verdict"]), _gateways(one) + (rollout["message"] or rollout["reason"]),
+            _verdict(rollout["verdict"]), _gateways(one) + (rollout["waits_for"] or rollout["message"] or rollout["reason"]),
         )  # fmt: skip
     console().print(table)
 

@@ -175,6 +175,7 @@ def _summary(row: RolloutRow, now: float) -> dict[str, Any]:
         "metric": state.metric,
         "reason": state.reason,
         "message": state.message,
+        "waits_for": next((one.message for one in state.conditions if one.type == "Waiting"), None),
         "paused": state.paused_since is not None,
         "started_at": row.started_at,
         "finished_at": row.finished_at,
@@ -207,7 +208,11 @@ def place(state: RolloutStatus) -> str:
 
 def sentences(state: RolloutStatus) -> list[str]:
     """What the controller says, what the gate compared, how many users it rests on, what it waits for."""
-    said = [_ended(f"{state.message} ({state.reason})" if state.reason else state.message)] if state.message else []
+    said = (
+        [narrative.sentence(f"{state.message} ({state.reason})" if state.reason else state.message)]
+        if state.message
+        else []
+    )
     if state.gate and (gate := gate_text(state.gate)):
         said.append(gate)
     counts = state.counts
@@ -223,7 +228,9 @@ def sentences(state: RolloutStatus) -> list[str]:
         said.append(f"{counts.late:,} rows came after their user's value was final; they change nothing.")
     if not state.active or state.verdict != "continue":
         return said
-    said.extend(_ended(f"{one.type}: {one.message} ({one.reason})") for one in state.conditions if one.message)
+    said.extend(
+        narrative.sentence(f"{one.type}: {one.message} ({one.reason})") for one in state.conditions if one.message
+    )
     if state.stage in ("rehearsal", "canary") and state.stage_started_at is None:
         said.append(
             "The clock of this stage has not started: engine or gateways are not ready, and that time does not count."
@@ -248,10 +255,6 @@ def audit_document(entry: AuditEntry) -> dict[str, Any]:
         "at": entry.at, "service": entry.service, "rollout": entry.rollout, "actor": entry.actor, "action": entry.action,
         "reason": entry.reason, "message": entry.message, "evidence": dict(entry.evidence),
     }  # fmt: skip
-
-
-def _ended(text: str) -> str:
-    return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
 def _unknown_service(service: str | None, known: Sequence[str]) -> NotFound:
