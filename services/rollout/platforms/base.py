@@ -1,0 +1,75 @@
+"""The seam between the rollout controller and whatever runs engines.
+
+The controller calls a `Platform`; `serve.py` beside this file implements it on Ray Serve's REST API. A platform makes revisions
+servable and reports what it sees. It must not decide anything about a rollout, and it knows nothing of arms, stages or traffic.
+
+    PlatformError
+    ├── PlatformUnavailable   retryable: the platform did not answer, or another writer was faster
+    └── PlatformRejected      permanent: the platform understood the request and refused it
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+Phase = Literal["absent", "starting", "ready", "failed", "draining"]
+
+
+class PlatformError(Exception):
+    """A platform could not do what was asked. `str()` says what to do about it."""
+
+
+class PlatformUnavailable(PlatformError):
+    """The platform did not answer or was changed meanwhile; the same call may succeed later."""
+
+
+class PlatformRejected(PlatformError):
+    """The platform refused the request; repeating it unchanged is useless."""
+
+
+@dataclass(frozen=True, slots=True)
+class RevisionSpec:
+    """What a platform needs to make a revision servable.
+
+    `resources` are those of one engine worker (`{"CPU": 0.5}` or `{"GPU": 1}`); `replicas` is (min, max); `engine` holds vLLM's
+    engine arguments.
+    """
+
+    name: str  # for example assistant-v4-7c1f; also the served model's name
+    service: str
+    artifact: str  # local folder or URI that the engine can read
+    engine: Mapping[str, Any]
+    resources: Mapping[str, float]
+    replicas: tuple[int, int]
+    max_ongoing_requests: int
+
+
+@dataclass(frozen=True, slots=True)
+class RevisionState:
+    """What a platform sees of one revision now.
+
+    `ready` means that the revision has answered real completions at `address`. `failed` is an observation and no sentence: a
+    platform may bring an engine back, and then says so.
+    """
+
+    name: str
+    phase: Phase
+    ready_replicas: int
+    address: str | None  # base URL for the gateway, ending in /v1
+    message: str  # the platform's last words (the engine's own error when failed)
+
+
+class Platform(Protocol):
+    """Implementations are safe to call from several tasks of one event loop."""
+
+    async def apply(self, revision: RevisionSpec) -> None:
+        """Starts or updates a revision; idempotent. Returns as soon as the platform has accepted it."""
+
+    async def remove(self, name: str) -> None:
+        """Drains and removes a revision; idempotent. Must not disturb any other application."""
+
+    async def observe(self, service: str) -> dict[str, RevisionState]:
+        """Every revision of `service` that the platform knows, by name."""
+
+    async def close(self) -> None:
+        """Ends what this object started on its own account. Revisions go on serving."""

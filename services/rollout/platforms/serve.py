@@ -1,0 +1,205 @@
+"""The platform `serve`: revisions as applications on a running Ray cluster, through Ray Serve's REST API.
+
+The controller calls it. It speaks HTTP alone and never imports Ray, so it works against the laptop's Ray, one that the chart deploys
+and one that the user has. It must not touch applications whose route prefix is not `/<service>/<revision>`.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from services.rollout.platforms.base import PlatformRejected, PlatformUnavailable, RevisionSpec, RevisionState
+from services.rollout.platforms.serve_status import ServeSnapshot
+from services.serving.application import EngineSpec, route_prefix, serve_application
+from services.serving.errors import InvalidEngineSpec
+
+_APPLICATIONS = "/api/serve/applications/"
+_WRITE_ATTEMPTS = 3
+_LOG_LINES = 200
+
+# The first completions of an engine are slow (kernels are chosen, caches filled); users should not meet them.
+_WARM_UP_COMPLETIONS = 3
+_WARM_UP_TIMEOUT = aiohttp.ClientTimeout(total=60)
+
+# Ray answers a PUT only after it has started its controller and proxies, which takes tens of seconds on a busy machine.
+_REST_TIMEOUT = aiohttp.ClientTimeout(total=120)
+
+
+class ServePlatform:
+    """A `Platform` on Ray Serve.
+
+    `dashboard_url` is Ray's dashboard (where the REST API is), `proxy_url` is Serve's HTTP address as the gateway reaches it, `token`
+    is Ray's bearer token where the cluster asks for one.
+    """
+
+    def __init__(
+        self, session: aiohttp.ClientSession, dashboard_url: str, proxy_url: str, *, token: str | None = None
+    ) -> None:
+        self._session = session
+        self._dashboard_url = dashboard_url.rstrip("/")
+        self._proxy_url = proxy_url.rstrip("/")
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._writing = asyncio.Lock()
+        self._answered: set[str] = set()  # revisions that completed their warm-up since they last became RUNNING
+        self._warm_ups: dict[str, asyncio.Task[None]] = {}
+        self._warm_up_errors: dict[str, str] = {}
+        self._last_words: dict[str, str] = {}
+
+    async def apply(self, revision: RevisionSpec) -> None:
+        """See `Platform.apply`. Raises PlatformRejected and PlatformUnavailable."""
+        spec = EngineSpec(
+            arguments=revision.engine,
+            resources=revision.resources,
+            min_replicas=revision.replicas[0],
+            max_replicas=revision.replicas[1],
+            max_ongoing_requests=revision.max_ongoing_requests,
+        )
+        try:
+            application = serve_application(revision.name, revision.service, revision.artifact, spec)
+        except InvalidEngineSpec as error:
+            raise PlatformRejected(f"revision {revision.name}: {error}") from error
+        self._refuse_others(await self._snapshot(), application)
+        await self._write(lambda current: [*(a for a in current if a["name"] != revision.name), application])
+
+    async def remove(self, name: str) -> None:
+        """See `Platform.remove`. Raises PlatformUnavailable."""
+        self._forget(name)
+        await self._write(lambda current: [a for a in current if a["name"] != name])
+
+    async def observe(self, service: str) -> dict[str, RevisionState]:
+        """See `Platform.observe`. Raises PlatformUnavailable."""
+        snapshot = await self._snapshot()
+        states = {}
+        for name in snapshot.revisions(service):
+            if not snapshot.is_running(name):
+                self._forget(name)
+            elif name not in self._answered and name not in self._warm_ups:
+                self._warm_ups[name] = asyncio.create_task(self._warm_up(name, self._address(service, name)))
+            if snapshot.is_failed(name) and name not in self._last_words:
+                self._last_words[name] = await self._engine_log(snapshot, name)
+            states[name] = self._state(snapshot, service, name)
+        return states
+
+    async def close(self) -> None:
+        """See `Platform.close`."""
+        for task in self._warm_ups.values():
+            task.cancel()
+        await asyncio.gather(*self._warm_ups.values(), return_exceptions=True)
+        self._warm_ups.clear()
+
+    def _state(self, snapshot: ServeSnapshot, service: str, name: str) -> RevisionState:
+        phase, message = snapshot.phase(name)
+        if phase == "ready" and name not in self._answered:
+            phase = "starting"
+            message = self._warm_up_errors.get(name, "answering its first completions")
+        if phase == "failed":
+            message = "\n".join(part for part in (message, self._last_words.get(name)) if part)
+        address = self._address(service, name) if phase == "ready" else None
+        return RevisionState(name, phase, snapshot.ready_replicas(name), address, message)
+
+    def _address(self, service: str, name: str) -> str:
+        return f"{self._proxy_url}{route_prefix(service, name)}/v1"
+
+    def _forget(self, name: str) -> None:
+        self._answered.discard(name)
+        self._warm_up_errors.pop(name, None)
+        self._last_words.pop(name, None)
+        if task := self._warm_ups.pop(name, None):
+            task.cancel()
+
+    async def _warm_up(self, name: str, address: str) -> None:
+        """Ready does not mean routable: only answered completions do, through the address that the gateway will use."""
+        body = {"model": name, "prompt": "a", "max_tokens": 1}
+        try:
+            for _ in range(_WARM_UP_COMPLETIONS):
+                async with self._session.post(f"{address}/completions", json=body, timeout=_WARM_UP_TIMEOUT) as answer:
+                    if answer.status != 200:
+                        text = (await answer.text())[:300]
+                        self._warm_up_errors[name] = f"a first completion was answered {answer.status}: {text}"
+                        return
+                    await answer.read()
+            self._answered.add(name)
+            self._warm_up_errors.pop(name, None)
+        except (aiohttp.ClientError, TimeoutError) as error:
+            self._warm_up_errors[name] = f"a first completion got no answer: {error or type(error).__name__}"
+        finally:
+            self._warm_ups.pop(name, None)  # the next observe tries again
+
+    @staticmethod
+    def _refuse_others(snapshot: ServeSnapshot, application: dict[str, Any]) -> None:
+        name, prefix = application["name"], application["route_prefix"]
+        held = snapshot.prefix_of(name)
+        if held is not None and held != prefix:
+            raise PlatformRejected(f"Ray Serve already has an application {name!r} that is not ours (at {held})")
+
+    async def _write(self, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> None:
+        """Reads all applications, changes the list, writes it back.
+
+        The PUT replaces everything and Serve knows no versions, so a second writer can undo ours between our read and our write, and we
+        his: afterwards the list is read again, and what is missing is written once more.
+        """
+        async with self._writing:
+            for _ in range(_WRITE_ATTEMPTS):
+                before = await self._snapshot()
+                wanted = change(before.declared())
+                if wanted == before.declared():
+                    return
+                await self._put(before, wanted)
+            after = (await self._snapshot()).declared()
+            if change(after) != after:
+                raise PlatformUnavailable("another writer keeps changing Ray Serve's applications; will try again")
+
+    async def _put(self, before: ServeSnapshot, applications: list[dict[str, Any]]) -> None:
+        proxy = urlsplit(self._proxy_url)
+        config = before.options() or {
+            "proxy_location": "EveryNode",
+            "http_options": {
+                "host": "127.0.0.1" if proxy.hostname in ("127.0.0.1", "localhost") else "0.0.0.0",  # noqa: S104
+                "port": proxy.port or 8000,
+            },
+        }
+        await self._rest("PUT", _APPLICATIONS, json={**config, "applications": applications})
+
+    async def _snapshot(self) -> ServeSnapshot:
+        return ServeSnapshot.parse(await self._rest("GET", _APPLICATIONS))
+
+    async def _engine_log(self, snapshot: ServeSnapshot, name: str) -> str:
+        """The engine's own words: its process writes the cause to a log that Serve's message does not hold."""
+        actor = snapshot.last_actor(name)
+        if actor is None:
+            return ""
+        params = {"actor_id": actor, "suffix": "err", "lines": str(_LOG_LINES)}
+        with contextlib.suppress(PlatformUnavailable, PlatformRejected):
+            return last_error(await self._rest("GET", "/api/v0/logs/file", params=params))
+        return ""
+
+    async def _rest(self, method: str, path: str, **arguments: Any) -> str:
+        url = self._dashboard_url + path
+        try:
+            async with self._session.request(
+                method, url, headers=self._headers, timeout=_REST_TIMEOUT, **arguments
+            ) as answer:
+                text = await answer.text()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise PlatformUnavailable(
+                f"Ray at {self._dashboard_url} did not answer: {error or type(error).__name__}"
+            ) from error
+        if answer.status in (401, 403):
+            raise PlatformRejected(f"Ray at {self._dashboard_url} refused our token: {text.strip()}")
+        if 400 <= answer.status < 500:
+            raise PlatformRejected(f"Ray Serve refused the request ({answer.status}): {text.strip()[:2000]}")
+        if answer.status != 200:
+            raise PlatformUnavailable(f"Ray at {self._dashboard_url} answered {answer.status}: {text.strip()[:500]}")
+        return text
+
+
+def last_error(log: str, lines: int = 12) -> str:
+    """The part of an engine's log that names the cause: the last exception line, with what stands before it."""
+    text = [line.rstrip() for line in log.splitlines() if line.strip()]
+    named = [i for i, line in enumerate(text) if "Error: " in line or "Exception: " in line or "Killed" in line]
+    end = named[0] + 1 if named else len(text)
+    return "\n".join(text[max(0, end - lines) : end])

@@ -1,0 +1,115 @@
+"""Reads Ray Serve's status document (`GET /api/serve/applications/`). Pure; `serve.py` calls it.
+
+Fields: ray.serve.schema.ServeInstanceDetails.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from services.rollout.platforms.base import Phase, PlatformUnavailable
+from services.serving.application import owner_of
+
+# Serve's options that a PUT must repeat: it starts Serve with them, and warns when they change.
+_OPTIONS = ("proxy_location", "http_options", "grpc_options", "target_capacity")
+
+
+@dataclass(frozen=True, slots=True)
+class ServeSnapshot:
+    """The document at one moment."""
+
+    document: dict[str, Any]
+
+    @classmethod
+    def parse(cls, text: str) -> "ServeSnapshot":
+        """Raises PlatformUnavailable when the text is not Serve's (a proxy's error page, say)."""
+        try:
+            document = json.loads(text)
+        except ValueError:
+            document = None
+        if not isinstance(document, dict) or not isinstance(document.get("applications"), dict):
+            raise PlatformUnavailable(
+                f"Ray's dashboard answered with something else than Serve's status: {text[:200]!r}"
+            )
+        return cls(document)
+
+    def options(self) -> dict[str, Any] | None:
+        """How Serve runs now, or None when it has not been started."""
+        if not self.document.get("controller_info"):
+            return None
+        return {key: self.document[key] for key in _OPTIONS if self.document.get(key) is not None}
+
+    def declared(self) -> list[dict[str, Any]]:
+        """The applications that a PUT must repeat to keep them, with the config they were deployed by.
+
+        Those being deleted are left out: repeating one would bring it back. Applications deployed from code are left out as well: Serve
+        does not count them among those that a PUT replaces.
+        """
+        return [
+            app["deployed_app_config"]
+            for app in self._apps().values()
+            if app.get("source") == "declarative" and app.get("deployed_app_config") and app.get("status") != "DELETING"
+        ]
+
+    def revisions(self, service: str) -> Iterator[str]:
+        """Names of the service's applications."""
+        for name, app in self._apps().items():
+            if owner_of(app.get("route_prefix") or (app.get("deployed_app_config") or {}).get("route_prefix")) == (
+                service,
+                name,
+            ):
+                yield name
+
+    def prefix_of(self, name: str) -> str | None:
+        """The route prefix of an application that is there and stays."""
+        app = self._apps().get(name)
+        if app is None or app.get("status") == "DELETING":
+            return None
+        return app.get("route_prefix") or (app.get("deployed_app_config") or {}).get("route_prefix")
+
+    def is_running(self, name: str) -> bool:
+        """Serve calls the application RUNNING, whether or not it answers."""
+        return bool(self._apps()[name].get("status") == "RUNNING")
+
+    def is_failed(self, name: str) -> bool:
+        """The application serves nothing, and that is not for want of time."""
+        return self.phase(name)[0] == "failed"
+
+    def phase(self, name: str) -> tuple[Phase, str]:
+        """Phase (`ready` here means RUNNING) and Serve's message."""
+        app = self._apps()[name]
+        status, message = app.get("status"), self._message(app)
+        if status == "DELETING":
+            return "draining", message
+        if status == "RUNNING":
+            return "ready", message
+        # UNHEALTHY: replicas that served have died or stopped answering; Serve starts others.
+        if status == "DEPLOY_FAILED" or (status == "UNHEALTHY" and self.ready_replicas(name) == 0):
+            return "failed", message
+        return "starting", message
+
+    def ready_replicas(self, name: str) -> int:
+        """Engine replicas that Serve sends requests to."""
+        return sum(r.get("state") == "RUNNING" for r in self._engine(name).get("replicas", []))
+
+    def last_actor(self, name: str) -> str | None:
+        """Actor id of the engine replica that started last, dead or alive."""
+        engine = self._engine(name)
+        replicas = [*engine.get("recent_dead_replicas", []), *engine.get("replicas", [])]
+        last = max(replicas, key=lambda replica: replica.get("start_time_s", 0), default=None)
+        return last.get("actor_id") if last else None
+
+    def _apps(self) -> dict[str, dict[str, Any]]:
+        apps: dict[str, dict[str, Any]] = self.document["applications"]
+        return apps
+
+    def _engine(self, name: str) -> dict[str, Any]:
+        """The deployment that holds the engine; the router beside it has none."""
+        deployments: dict[str, dict[str, Any]] = self._apps()[name].get("deployments") or {}
+        return next((d for d_name, d in deployments.items() if d_name.startswith("LLMServer")), {})
+
+    @staticmethod
+    def _message(app: dict[str, Any]) -> str:
+        messages = [app.get("message"), *(d.get("message") for d in (app.get("deployments") or {}).values())]
+        return "\n".join(dict.fromkeys(m.strip() for m in messages if m and m.strip()))

@@ -1,0 +1,122 @@
+"""From a revision to a Ray Serve application, as the declarative config (`PUT /api/serve/applications/`) wants it.
+
+Pure. Platforms call it; Ray is not imported here. The application is Ray's own builder, `ray.serve.llm:build_openai_app`, so the
+stock Ray LLM image serves it and no code of this project runs beside the engine.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from services.serving.errors import InvalidEngineSpec
+
+BUILDER = "ray.serve.llm:build_openai_app"
+
+# The share of `max_ongoing_requests` at which the autoscaler adds a replica: above it requests begin to queue in the engine.
+_SCALE_AT = 0.7
+
+# These belong to the platform: the model's place and name come from the revision.
+_RESERVED_ENGINE_ARGUMENTS = frozenset({"model", "served_model_name"})
+
+# Names become parts of URLs, of Ray's deployment names and of log files.
+_NAME = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """How one revision runs.
+
+    `arguments` are vLLM's engine arguments. `resources` are reserved for each engine worker (one worker per tensor-parallel and
+    pipeline-parallel rank) and include what the replica itself needs. `min_replicas` below `max_replicas` turns the autoscaler on.
+    """
+
+    arguments: Mapping[str, Any]
+    resources: Mapping[str, float]
+    min_replicas: int = 1
+    max_replicas: int = 1
+    max_ongoing_requests: int = 64
+
+
+def route_prefix(service: str, name: str) -> str:
+    """The path under which a revision is served; from it `owner_of` reads the service back."""
+    return f"/{service}/{name}"
+
+
+def owner_of(prefix: str | None) -> tuple[str, str] | None:
+    """(service, revision) of a route prefix made by `route_prefix`, or None for applications of others."""
+    parts = (prefix or "").split("/")
+    if len(parts) == 3 and parts[0] == "" and _NAME.fullmatch(parts[1]) and _NAME.fullmatch(parts[2]):
+        return parts[1], parts[2]
+    return None
+
+
+def serve_application(name: str, service: str, artifact: str, spec: EngineSpec) -> dict[str, Any]:
+    """One entry of the config's `applications`; `name` is also the model's name on the wire.
+
+    Raises InvalidEngineSpec.
+    """
+    _check(name, service, spec)
+    workers = _positive(spec, "tensor_parallel_size") * _positive(spec, "pipeline_parallel_size")
+    llm_config = {
+        "model_loading_config": {"model_id": name, "model_source": artifact},
+        # Without a kind Ray takes every engine for a GPU's, and a replica waits for one for ever.
+        "accelerator_config": {"kind": "gpu" if spec.resources.get("GPU", 0) > 0 else "cpu"},
+        "placement_group_config": {"bundles": [dict(spec.resources) for _ in range(workers)]},
+        # Ray's default holds streamed tokens back for 50 ms.
+        "experimental_configs": {"stream_batching_interval_ms": 0},
+        "log_engine_metrics": not spec.arguments.get("disable_log_stats", False),
+        "engine_kwargs": dict(spec.arguments),
+        "deployment_config": {
+            **_scaling(spec),
+            "max_ongoing_requests": spec.max_ongoing_requests,
+            # The bundle above is all that a replica reserves; the default would add a whole core to it.
+            "ray_actor_options": {"num_cpus": 0},
+            # An engine that cannot read its model will not learn to; each further attempt costs a minute.
+            "max_constructor_retry_count": 1,
+        },
+    }
+    return {
+        "name": name,
+        "route_prefix": route_prefix(service, name),
+        "import_path": BUILDER,
+        "args": {"llm_configs": [llm_config]},
+    }
+
+
+def _scaling(spec: EngineSpec) -> dict[str, Any]:
+    if spec.min_replicas == spec.max_replicas:
+        return {"num_replicas": spec.min_replicas}
+    return {
+        "autoscaling_config": {
+            "min_replicas": spec.min_replicas,
+            "max_replicas": spec.max_replicas,
+            "target_ongoing_requests": max(1, round(_SCALE_AT * spec.max_ongoing_requests)),
+        }
+    }
+
+
+def _check(name: str, service: str, spec: EngineSpec) -> None:
+    for what, value in (("revision", name), ("service", service)):
+        if not _NAME.fullmatch(value):
+            raise InvalidEngineSpec(
+                f"{what} name {value!r} is not usable in a URL: use at most 63 of a-z, 0-9 and '-', not at either end"
+            )
+    taken = sorted(_RESERVED_ENGINE_ARGUMENTS & spec.arguments.keys())
+    if taken:
+        raise InvalidEngineSpec(f"engine arguments {taken} are set by the platform: remove them")
+    if not any(spec.resources.get(kind, 0) > 0 for kind in ("CPU", "GPU")):
+        raise InvalidEngineSpec('resources need "CPU" or "GPU" above 0')
+    if not 1 <= spec.min_replicas <= spec.max_replicas:
+        raise InvalidEngineSpec(
+            f"replicas must satisfy 1 <= min <= max, got {spec.min_replicas} and {spec.max_replicas}"
+        )
+    if spec.max_ongoing_requests < 1:
+        raise InvalidEngineSpec(f"max_ongoing_requests must be at least 1, got {spec.max_ongoing_requests}")
+
+
+def _positive(spec: EngineSpec, argument: str) -> int:
+    value = spec.arguments.get(argument, 1)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InvalidEngineSpec(f"engine argument {argument} must be a whole number above 0, got {value!r}")
+    return value
