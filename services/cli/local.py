@@ -1,7 +1,9 @@
-"""The platform on one machine: MLflow, Ray, gateway and controller as child processes, from one YAML file (`understudy serve --config`).
+"""The platform on one machine: MLflow, Ray, gateway and controller as child processes, from one YAML file
+(`understudy serve --config`).
 
-Called by the command line and by the demo. It starts, watches and ends processes; what they do is their own affair. Everything it writes lies
-under the state folder: `store.db`, `registry.db`, `artifacts/`, `gateway/` (journal), `logs/`, `secrets.json` (readable by the owner alone).
+Called by the command line and by the demo. It starts, watches and ends processes; what they do is their own affair. Everything it
+writes lies under the state folder: `understudy.db`, `registry.db`, `artifacts/`, `gateway/` (journal), `logs/`, `secrets.json`
+(readable by the owner alone).
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -64,10 +67,11 @@ class LocalPlatform(Resource):
 class LocalStack:
     """All processes of one state folder; an async context manager that leaves nothing running."""
 
-    def __init__(self, config: Path, platform: LocalPlatform, tell: Callable[[str], None]) -> None:
-        self.config, self.spec, self.tell = config, platform.spec, tell
+    def __init__(self, config: Path, platform: LocalPlatform, tell: Callable[[str], None], fresh: bool = False) -> None:
+        """`fresh`: forget what an earlier run wrote into the state folder; `tell`: gets one line about what happens."""
+        self.config, self.spec, self.tell, self.fresh = config, platform.spec, tell, fresh
         self.state = (config.parent / platform.spec.state_directory).resolve()
-        self.store_url = f"sqlite:///{self.state / 'store.db'}"
+        self.store_url = f"sqlite:///{self.state / 'understudy.db'}"
         self.gateway_url = f"http://{self.spec.host}:{self.spec.gateway_port}/v1"
         self.registry_uri = self.spec.registry_uri or f"http://{self.spec.host}:{self.spec.registry_port}"
         self.children: dict[str, Child] = {}
@@ -114,8 +118,19 @@ class LocalStack:
         for path, target in ((self.spec.engine_environment, "setup-engine"), (self.spec.registry_environment, "setup")):
             if not (path / "bin/python").exists():
                 raise LocalError(f"there is no environment at {path}: run `make {target}`")
+        if self.fresh:
+            self._forget()
         self.secrets = self._secrets()
         migrate(self.store_url)
+
+    def _forget(self) -> None:
+        """Empty the state folder, but for the lock that is held and the cache of artifacts, which digests keep right."""
+        for entry in self.state.iterdir():
+            if entry.is_dir() and entry.name != "cache":
+                shutil.rmtree(entry)
+            elif entry.is_file() and entry.name != "lock":
+                entry.unlink()
+        (self.state / "logs").mkdir()
 
     def _secrets(self) -> dict[str, str]:
         """Keys are made once for a state folder, so that users' hashes and clients' keys survive a restart."""
