@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from services.evidence import (
     AssignmentFault,
     ClockFault,
+    Direction,
     EvidenceError,
     Guardrail,
     GuardrailPlan,
@@ -20,6 +21,7 @@ from services.evidence import (
     UnitValue,
     ValueFault,
 )
+from services.evidence.summaries import Arm
 
 RATE = GuardrailPlan(
     metric="errors", kind="rate", direction="lower", margin=0.05, relative=False, mode="nonInferior", steps=3,
@@ -47,9 +49,9 @@ def streams(draw: st.DrawFn, plan: GuardrailPlan) -> list[UnitValue]:
     clock, made = 0.0, []
     for i, (candidate, x, wait) in enumerate(units):
         clock += wait * 2
-        arm = "candidate" if candidate else "control"
+        arm: Arm = "candidate" if candidate else "control"
         step = i * plan.steps // len(units)
-        made.append(UnitValue(f"u{i:04d}", arm, clock, clock + 60, step, _value(plan, x)))  # type: ignore[arg-type]
+        made.append(UnitValue(f"u{i:04d}", arm, clock, clock + 60, step, _value(plan, x)))
     return made
 
 
@@ -87,7 +89,7 @@ def test_readings_are_strict_json_at_every_point(metric: str) -> None:
     guardrail = Guardrail(PLANS[metric])
     for i in range(40):
         json.dumps(guardrail.reading().to_json(), allow_nan=False)
-        arm = "control" if i % 2 else "candidate"
+        arm: Arm = "control" if i % 2 else "candidate"
         x = 1.0 if i < 30 else 0.2
         guardrail.update([UnitValue(f"{i:03d}", arm, i, i + 60, 0, _value(PLANS[metric], x))])
 
@@ -193,8 +195,8 @@ def test_pairing_sharpens_a_mean() -> None:
 def test_a_missing_first_token_counts_as_infinitely_late() -> None:
     guardrail = Guardrail(replace(QUANTILE, steps=1))
     for i in range(200):
-        arm = "control" if i % 2 else "candidate"
-        guardrail.update([UnitValue(f"{i:03d}", arm, i, i + 60, 0, 1.0 if i % 2 else math.inf)])  # type: ignore[arg-type]
+        arm: Arm = "control" if i % 2 else "candidate"
+        guardrail.update([UnitValue(f"{i:03d}", arm, i, i + 60, 0, 1.0 if i % 2 else math.inf)])
     reading = guardrail.reading()
     assert reading.harmful
     assert (reading.control, reading.candidate, reading.lower) == (1.0, None, None)
@@ -203,11 +205,13 @@ def test_a_missing_first_token_counts_as_infinitely_late() -> None:
 def test_higher_is_better_turns_the_sides() -> None:
     """Good answers falling from 60 % to 30 % harm; errors falling by as much do not."""
     readings = {}
-    for direction in ("higher", "lower"):
-        guardrail = Guardrail(replace(RATE, direction=direction, steps=1))  # type: ignore[arg-type]
+    directions: tuple[Direction, ...] = ("higher", "lower")
+    for direction in directions:
+        guardrail = Guardrail(replace(RATE, direction=direction, steps=1))
         for i in range(600):
-            arm, good = ("control", i // 2 % 10 < 6) if i % 2 else ("candidate", i // 2 % 10 < 3)
-            guardrail.update([UnitValue(f"{i:03d}", arm, i, i + 60, 0, float(good))])  # type: ignore[arg-type]
+            arm: Arm = "control" if i % 2 else "candidate"
+            good = i // 2 % 10 < (6 if i % 2 else 3)
+            guardrail.update([UnitValue(f"{i:03d}", arm, i, i + 60, 0, float(good))])
         readings[direction] = guardrail.reading()
     worse, better = readings["higher"], readings["lower"]
     assert worse.harmful
@@ -225,8 +229,8 @@ def test_only_the_last_steps_units_can_promote() -> None:
 
     def add(start: int, count: int, step: int) -> None:
         for i in range(start, start + count):
-            arm = "control" if i % 2 else "candidate"
-            guardrail.update([UnitValue(f"{i:05d}", arm, i, i + 60, step, float(i // 2 % 20 == 0))])  # type: ignore[arg-type]
+            arm: Arm = "control" if i % 2 else "candidate"
+            guardrail.update([UnitValue(f"{i:05d}", arm, i, i + 60, step, float(i // 2 % 20 == 0))])
 
     add(0, 1200, 0)
     before = guardrail.reading()

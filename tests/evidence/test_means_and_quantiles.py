@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from services.evidence import Guardrail, GuardrailPlan, Moments, UnitValue, quantile_ranks, relative_interval
+from services.evidence.summaries import Arm
 
 
 def _plan(kind: Literal["mean", "quantile"], steps: int = 1) -> GuardrailPlan:
@@ -23,9 +24,10 @@ def _verdicts(plan: GuardrailPlan, ratio: float, units: int, runs: int) -> tuple
         values = np.exp(0.4 * rng.standard_normal(units))
         guardrail, ever = Guardrail(plan), False
         for i, value in enumerate(values):
-            arm, scale = ("candidate", ratio) if i % 2 else ("control", 1.0)
+            arm: Arm = "candidate" if i % 2 else "control"
+            scale = ratio if i % 2 else 1.0
             step = i * plan.steps // units
-            guardrail.update([UnitValue(f"{i:05d}", arm, i, i + 60, step, float(value * scale))])  # type: ignore[arg-type]
+            guardrail.update([UnitValue(f"{i:05d}", arm, i, i + 60, step, float(value * scale))])
             ever = ever or (i % 20 == 0 and guardrail.reading().non_inferior)
         harmful += guardrail.reading().harmful
         passed += ever
@@ -77,6 +79,6 @@ def test_a_reading_is_not_trustworthy_before_its_bounds_exist() -> None:
     guardrail = Guardrail(_plan("mean"))
     for i in range(60):
         assert not guardrail.reading().trustworthy
-        arm: Literal["control", "candidate"] = "candidate" if i % 2 else "control"
+        arm: Arm = "candidate" if i % 2 else "control"
         guardrail.update([UnitValue(f"{i:03d}", arm, i, i + 60, 0, 1.0 + i % 5)])
     assert guardrail.reading().trustworthy

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from services.evidence import AdaptiveBets, Guardrail, GuardrailPlan, UnitValue, design_bets
+from services.evidence.summaries import Arm
 
 LEVEL = math.log(20)
 
@@ -86,6 +87,7 @@ def test_a_burst_on_both_arms_alike_does_not_abort() -> None:
 
 def _pairs_to_alarm(healthy: int, steps: int, seed: int) -> float:
     """Pairs after the candidate turned bad (1 % → 5 %) until the alarm; steps start evenly, the last one at the turn."""
+    arms: tuple[Arm, Arm] = ("control", "candidate")
     rng = np.random.default_rng(seed)
     guardrail, limit = Guardrail(_plan(steps)), 1500
     fails = rng.random((2, healthy + limit)) < np.where(np.arange(healthy + limit) < healthy, 0.01, [[0.01], [0.05]])
@@ -95,7 +97,7 @@ def _pairs_to_alarm(healthy: int, steps: int, seed: int) -> float:
                 UnitValue(f"{i:05d}", arm, i, i + 60, min(i * (steps - 1) // healthy, steps - 1), float(fails[side, i]))
                 for i in range(start, start + 50)
             ]
-            for side, arm in enumerate(("control", "candidate"))
+            for side, arm in enumerate(arms)
         ]
         guardrail.update_pairs(zip(*halves, strict=True))
         if guardrail.reading().harmful:
@@ -112,8 +114,8 @@ def test_harm_that_begins_late_is_seen_as_fast_as_early_harm() -> None:
 
 def test_window_pairs_the_longest_waiting_and_counts_what_expires() -> None:
     guardrail = Guardrail(_plan(window=(3, 30.0)))
-    arms = ["control", "control", "candidate", "control", "control", "control", "candidate"]
-    units = [UnitValue(f"{i}", arm, i, i + 60, 0, 0.0) for i, arm in enumerate(arms)]  # type: ignore[arg-type]
+    arms: list[Arm] = ["control", "control", "candidate", "control", "control", "control", "candidate"]
+    units = [UnitValue(f"{i}", arm, i, i + 60, 0, 0.0) for i, arm in enumerate(arms)]
     guardrail.update(units)  # 2 pairs with 0; 1 waited longer than three arrivals; 6 pairs with 3
     assert (guardrail.reading().pairs, guardrail.reading().expired) == (2, 1)
     guardrail.update([UnitValue("7", "candidate", 40.0, 100.0, 0, 0.0)])  # 4 and 5 were exposed over 30 s before

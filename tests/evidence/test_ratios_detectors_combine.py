@@ -19,6 +19,7 @@ from services.evidence import (
     harm_level,
     stage_levels,
 )
+from services.evidence.summaries import Arm, Mode
 
 
 def _looks_until_rejected(share: float, seed: int, looks: int) -> int | None:
@@ -61,7 +62,8 @@ def test_sample_ratio_refuses_bad_input() -> None:
 
 
 def test_detector_run_length_and_delay() -> None:
-    calm, changed = [], []
+    calm: list[int] = []
+    changed: list[int] = []
     for seed in range(60):
         values = np.random.default_rng(seed).random(8000)
         for rate, counts in ((0.2, calm), (0.3, changed)):
@@ -89,16 +91,17 @@ def test_detector_continues_exactly_and_stops_at_its_alarm() -> None:
         RateDetector(0.0, 1000)
 
 
-def _reading(metric: str, mode: str, gap: int) -> Reading:
+def _reading(metric: str, mode: Mode, gap: int) -> Reading:
     """Of 400 units, every tenth fails on control, and on the candidate those of every tenth minus `gap`."""
     plan = GuardrailPlan(
-        metric=metric, kind="rate", direction="lower", margin=0.05, relative=False, mode=mode, steps=1,  # type: ignore[arg-type]
+        metric=metric, kind="rate", direction="lower", margin=0.05, relative=False, mode=mode, steps=1,
         alpha_harm=0.01, alpha_promote=0.05,
     )  # fmt: skip
     guardrail = Guardrail(plan)
     for i in range(1600):
-        arm, fails = ("control", i // 2 % 10 == 0) if i % 2 else ("candidate", i // 2 % (10 - gap) == 0)
-        guardrail.update([UnitValue(f"{i:04d}", arm, i, i + 60, 0, float(fails))])  # type: ignore[arg-type]
+        arm: Arm = "control" if i % 2 else "candidate"
+        fails = i // 2 % (10 if i % 2 else 10 - gap) == 0
+        guardrail.update([UnitValue(f"{i:04d}", arm, i, i + 60, 0, float(fails))])
     return guardrail.reading()
 
 
