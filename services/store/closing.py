@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any, Final
 
-from sqlalchemy import Connection, Float, Select, and_, exists, func, literal_column, or_, select, tuple_
+from sqlalchemy import ColumnElement, Connection, Float, Select, and_, exists, func, literal_column, or_, select, tuple_
 
 from services.store.database import Database
 from services.store.recording import (
@@ -87,15 +87,10 @@ class Closing:
 
         Observations started within the unit's horizon, feedback on them given before the unit closed, and the exposures themselves.
         """
-        of_unit = and_(
-            exposures.c.rollout == rollout,
-            exposures.c.unit == observations.c.unit,
-            exposures.c.closes_at <= watermark,
-            observations.c.started_at >= exposures.c.first_at,
-            observations.c.started_at < exposures.c.horizon_at,
-        )
         counts_for_it = and_(observations.c.rollout == rollout, _LIVE, observations.c.counted)
-        rows = select(func.count()).select_from(observations.join(exposures, of_unit))
+        rows = select(func.count()).select_from(
+            observations.join(exposures, _of_closed_unit(observations.c, rollout, watermark))
+        )
         rows = rows.where(counts_for_it, observations.c.stored_at > since)
         units = select(func.count()).select_from(exposures)
         units = units.where(
@@ -108,12 +103,28 @@ class Closing:
             .limit(_ALL)
             .subquery()
         )
-        said = select(func.count(recent.c.id.distinct())).where(counts_for_it, recent.c.at <= exposures.c.closes_at)
-        said = said.select_from(
-            recent.join(observations, recent.c.request_id == observations.c.request_id).join(exposures, of_unit)
+        about = (
+            select(recent.c.id, recent.c.at, observations.c.unit, observations.c.started_at)
+            .select_from(recent.join(observations, recent.c.request_id == observations.c.request_id))
+            .where(counts_for_it)
+            .limit(_ALL)
+            .subquery()
         )
+        said = select(func.count(about.c.id.distinct())).where(about.c.at <= exposures.c.closes_at)
+        said = said.select_from(about.join(exposures, _of_closed_unit(about.c, rollout, watermark)))
         with self._database.read() as connection:
             return sum(connection.scalar(query) or 0 for query in (rows, units, said))
+
+
+def _of_closed_unit(request: Any, rollout: str, watermark: float) -> ColumnElement[bool]:
+    """The exposure is that of the request's unit, which has closed, and the request began within its horizon."""
+    return and_(
+        exposures.c.rollout == rollout,
+        exposures.c.unit == request.unit,
+        exposures.c.closes_at <= watermark,
+        request.started_at >= exposures.c.first_at,
+        request.started_at < exposures.c.horizon_at,
+    )
 
 
 def _requests_of(connection: Connection, page: Select[Any]) -> dict[str, list[Observation]]:
