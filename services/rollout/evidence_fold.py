@@ -1,0 +1,196 @@
+"""Folds what closed since the last look into the evidence of a rollout's stage. The only user of `services.evidence`' state; called by
+`reconcile`, which stores `to_json` with each look, so that a restarted controller goes on where this one stood.
+
+The order of the evidence is (closing time, unit), up to the store's watermark: batches, restarts and late rows give the same verdict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, Literal, TypeVar
+
+from services.common.assignment import arm_of, bucket_of
+from services.evidence import (
+    AssignmentFault,
+    EvidenceError,
+    Guardrail,
+    GuardrailPlan,
+    RateDetector,
+    SampleRatio,
+    UnitValue,
+)
+from services.rollout.observed import EvidenceView, Ratio
+from services.rollout.unit_values import pair_values, spoke, unit_values
+from services.store import ClosedUnit, Judgement, MirroredPair
+
+SCHEMA: Final = 1
+SHARES: Final = {"control": 0.5, "candidate": 0.5}
+Cursor = tuple[float, str]
+New = TypeVar("New")
+_START: Final[Cursor] = (0.0, "")
+
+
+class Evidence:
+    """Evidence of one stage of one rollout."""
+
+    def __init__(self, stage: str, plans: Mapping[str, GuardrailPlan]) -> None:
+        self.stage = stage
+        self.guardrails = {metric: Guardrail(plan) for metric, plan in plans.items()}
+        self.ratio = SampleRatio(SHARES)
+        self.units: Cursor = _START
+        self.pairs: Cursor = _START
+        self.judged = 0
+        self.counts: dict[str, int] = {}
+        self.by_step: dict[str, int] = {}
+        self.fault: str | None = None
+        self.misassigned = False
+        self.detector: RateDetector | None = None
+        self.watched_until: float | None = None
+
+    def fold_units(self, closed: Sequence[ClosedUnit], rollout: str, salt: bytes, weights: Mapping[int, int]) -> None:
+        """Adds closed units of the canary. `weights`: route version -> the candidate's buckets, as published."""
+        values: dict[str, list[UnitValue]] = {metric: [] for metric in self.guardrails}
+        arms = dict.fromkeys(SHARES, 0)
+        for unit in closed:
+            exposure = unit.exposure
+            wrong = _misassigned(unit, rollout, salt, weights)
+            if wrong is not None:
+                self._void(wrong, misassigned=True)
+                return
+            arm: Literal["control", "candidate"] = "candidate" if exposure.arm == "candidate" else "control"
+            arms[arm] += 1
+            self._count(f"users_{arm}")
+            if spoke(unit):
+                self._count(f"feedback_{arm}")
+            key = f"{exposure.step}:{arm}"
+            self.by_step[key] = self.by_step.get(key, 0) + 1
+            for metric, value in unit_values(unit, salt).items():
+                if metric in values:
+                    values[metric].append(
+                        UnitValue(exposure.unit, arm, exposure.first_at, exposure.closes_at, exposure.step, value)
+                    )
+        if closed:
+            self.units = (closed[-1].exposure.closes_at, closed[-1].exposure.unit)
+            self.ratio.update(arms)
+            for metric, new in values.items():
+                self._try(self.guardrails[metric].update, new)
+
+    def fold_pairs(self, pairs: Sequence[MirroredPair], settle: float) -> None:
+        """Adds mirrored pairs of the rehearsal."""
+        values: dict[str, list[tuple[UnitValue, UnitValue]]] = {metric: [] for metric in self.guardrails}
+        for pair in pairs:
+            self._count("pairs")
+            for metric, both in pair_values(pair).items():
+                if metric in values:
+                    values[metric].append(_paired(pair.unit, pair.closes_at - settle, pair.closes_at, both))
+        if pairs:
+            self.pairs = (pairs[-1].closes_at, pairs[-1].pair)
+            for metric, new in values.items():
+                self._try(self.guardrails[metric].update_pairs, new)
+
+    def fold_judgements(self, judgements: Sequence[Judgement]) -> None:
+        """Adds the judge's scores. Their order is the store's sequence, which stands in for the closing time: a judge may take its time,
+        and judges several pairs at once.
+        """
+        if not judgements:
+            return
+        self.judged = judgements[-1].sequence
+        self._count("judgements", len(judgements))
+        guardrail = self.guardrails.get("judge")
+        if guardrail is not None:
+            new = [_paired(j.unit, float(j.sequence), float(j.sequence), (j.stable, j.candidate)) for j in judgements]
+            self._try(guardrail.update_pairs, new)
+
+    def watch(self, buckets: Iterable[float], until: float) -> None:
+        """Adds shares of failed requests, one per time bucket that had any, after promotion."""
+        if self.detector is not None:
+            self.detector.update(buckets)
+        self.watched_until = until
+
+    def view(self, step: int) -> EvidenceView:
+        """What the evidence says now."""
+        steps = (
+            {f"step_{arm}": self.by_step.get(f"{step}:{arm}", 0) for arm in SHARES} if self.stage == "canary" else {}
+        )
+        ratio = None
+        if self.stage == "canary" and any(self.ratio.counts.values()):
+            ratio = Ratio(self.ratio.e_value, self.ratio.threshold, self.ratio.rejected)
+        alarm = None
+        if self.detector is not None and self.detector.alarmed:
+            alarm = f"failures have risen above their history: the detector reached {self.detector.level:.3g}"
+        return EvidenceView(
+            readings=tuple(guardrail.reading() for guardrail in self.guardrails.values()),
+            ratio=ratio,
+            fault=self.fault,
+            assignment=self.misassigned,
+            counts={**self.counts, **steps},
+            alarm=alarm,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The whole state; `from_json` goes on from it exactly."""
+        return {
+            "schema": SCHEMA,
+            "stage": self.stage,
+            "guardrails": {metric: guardrail.to_json() for metric, guardrail in self.guardrails.items()},
+            "ratio": self.ratio.to_json(),
+            "units": list(self.units),
+            "pairs": list(self.pairs),
+            "judged": self.judged,
+            "counts": self.counts,
+            "byStep": self.by_step,
+            "fault": self.fault,
+            "misassigned": self.misassigned,
+            "detector": self.detector.to_json() if self.detector else None,
+            "watchedUntil": self.watched_until,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Evidence:
+        """Raises StateFault for state that this version cannot continue."""
+        evidence = cls(data["stage"], {})
+        evidence.guardrails = {metric: Guardrail.from_json(state) for metric, state in data["guardrails"].items()}
+        evidence.ratio = SampleRatio.from_json(data["ratio"])
+        evidence.units = (data["units"][0], data["units"][1])
+        evidence.pairs = (data["pairs"][0], data["pairs"][1])
+        evidence.judged = data["judged"]
+        evidence.counts, evidence.by_step = dict(data["counts"]), dict(data["byStep"])
+        evidence.fault, evidence.misassigned = data["fault"], data["misassigned"]
+        evidence.detector = RateDetector.from_json(data["detector"]) if data["detector"] else None
+        evidence.watched_until = data["watchedUntil"]
+        return evidence
+
+    def _count(self, name: str, by: int = 1) -> None:
+        self.counts[name] = self.counts.get(name, 0) + by
+
+    def _void(self, why: str, *, misassigned: bool) -> None:
+        if self.fault is None:
+            self.fault, self.misassigned = why, misassigned
+
+    def _try(self, update: Callable[[list[New]], None], new: list[New]) -> None:
+        try:
+            update(new)
+        except EvidenceError as error:
+            self._void(str(error), misassigned=isinstance(error, AssignmentFault))
+
+
+def _paired(unit: str, at: float, closes_at: float, both: tuple[float, float]) -> tuple[UnitValue, UnitValue]:
+    return (
+        UnitValue(unit, "control", at, closes_at, 0, both[0]),
+        UnitValue(unit, "candidate", at, closes_at, 0, both[1]),
+    )
+
+
+def _misassigned(unit: ClosedUnit, rollout: str, salt: bytes, weights: Mapping[int, int]) -> str | None:
+    """Why the unit is not in the arm where its bucket belongs; None: it is."""
+    exposure = unit.exposure
+    weight = weights.get(exposure.route_version)
+    if weight is None:
+        return f"unit {exposure.unit} was exposed under route version {exposure.route_version}, which this rollout never published"
+    bucket = bucket_of(salt, rollout, exposure.unit)
+    if bucket != exposure.bucket:
+        return f"unit {exposure.unit} has bucket {bucket}, but gateway {exposure.gateway} recorded {exposure.bucket}"
+    arm = arm_of(bucket, weight)
+    if arm != exposure.arm:
+        return f"unit {exposure.unit} belongs to {arm}, but gateway {exposure.gateway} put it in {exposure.arm}"
+    return None
