@@ -133,8 +133,6 @@ def why(state: RolloutStatus, told: Mapping[str, Any]) -> str:
     for reading in told["metrics"]:
         if reading["metric"] == state.metric:
             return str(reading["compared"])
-    if state.verdict == "abort" and state.gate and (gate := views.gate_text(state.gate)):
-        return gate
     return narrative.sentence(state.message) if state.message else str(told["headline"])
 
 

@@ -198,7 +198,7 @@ function attachTip(spec, root, box, scale, tip, owner) {
     }
     for (const entry of [...(spec.stack || []), ...spec.lines]) {
       const point = valueAt(entry.points, at, reach);
-      if (point && point[1] != null) rows.push(node("div", {}, node("span", {}, entry.short || entry.name), node("b", {}, (entry.hover || spec.y.hover)(point[1], point))));
+      if (point && point[1] != null && !entry.hidden?.(point[1])) rows.push(node("div", {}, node("span", {}, entry.short || entry.name), node("b", {}, (entry.hover || spec.y.hover)(point[1], point))));
     }
     for (const band of spec.bands || []) {
       const point = valueAt(band.points, at, reach);

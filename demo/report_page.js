@@ -29,7 +29,9 @@ const digits = (value) => {
 };
 const minus = (text) => text.replace("-", "−");
 const signed = (text) => (text.startsWith("-") ? minus(text) : `+${text}`);
-const evidence = (value) => (value >= 1e6 || (value > 0 && value < 1e-3) ? value.toExponential(1) : digits(value));
+const trimmed = (text) => (text.includes(".") ? text.replace(/\.?0+$/, "") : text);
+const evidence = (value) => (value >= 1e6 || (value > 0 && value < 1e-3) ? value.toExponential(1) : trimmed(digits(value)));
+const tight = (text) => text.replace(/ (%|ms|points)/g, "\u00a0$1"); // a number is not parted from its unit
 const UNITS = {
   share: { label: "share of users", factor: 100, suffix: " %", change: " points" },
   milliseconds: { label: "milliseconds", factor: 1000, suffix: " ms", change: " ms" },
@@ -76,7 +78,7 @@ function card(rollout) {
     node("div", { class: "row" }, node("h3", {}, `v${rollout.version}`), badge(rollout)),
     rollout.what ? node("p", { class: "what" }, rollout.what) : null,
     path(rollout),
-    node("p", { class: "why" }, rollout.why),
+    node("p", { class: "why" }, tight(rollout.why)),
     node("dl", {},
       rollout.expected != null ? node("div", {}, node("dt", {}, "expected"), node("dd", {}, `${rollout.expected} ${rollout.as_expected ? "✓" : "✕"}`)) : null,
       node("div", {}, node("dt", {}, "took"), node("dd", {}, lasting(rollout.seconds))),
@@ -104,7 +106,7 @@ function storyLanes() {
 function stageSpans(rollout, time) {
   return rollout.stages.map((one) => {
     const canary = one.stage === "canary";
-    const label = canary ? `${digits(one.weight / 100).replace(/\.?0+$/, "")} %` : TIME_STAGE[one.stage];
+    const label = canary ? `${trimmed(digits(one.weight / 100))} %` : TIME_STAGE[one.stage];
     return { from: time(one.from), to: time(one.to), label: canary ? `canary ${label}` : label, short: canary ? label : { rehearsal: "reh.", start: "start" }[one.stage], title: canary ? `canary step ${one.step + 1}, ${label} of users` : label, cls: one.stage };
   });
 }
@@ -119,6 +121,7 @@ function trafficFigure() {
   }
   const stack = data.traffic.revisions.map((revision, index) => ({
     name: revision, cls: `revision${index % 7}`,
+    hidden: (value) => value === 0,
     points: times.map((at) => [since(at + size / 2), (100 * (cells.get(`${at} ${revision}`) || 0)) / totals.get(at)]),
     hover: (value, point) => `${digits(value)} % of ${many(totals.get(at_of(point[0], size)) || 0)} requests`,
   }));
@@ -169,7 +172,7 @@ function feedbackFigure() {
       lines[index].points.push([since(rollout.finished_at ?? data.finished_at), null]);
     });
   }
-  const y = { label: "thumbs down", zero: true, text: (value) => `${digits(value).replace(/\.0+$/, "")} %`, hover: (value) => `${digits(value)} %` };
+  const y = { label: "thumbs down", zero: true, text: (value) => `${trimmed(digits(value))} %`, hover: (value) => `${digits(value)} %` };
   return figure({
     title: "What users said", note: "share of thumbs that point down, from each rollout's start on; drawn from five thumbs on", x: { ...storyTime, reach: data.series_bucket_seconds * 3 }, y,
     lines: lines.filter((line) => line.points.some((point) => point[1] != null)), lanes: storyLanes().slice(0, 1),
@@ -197,7 +200,7 @@ function metricFigure(rollout, metric) {
   const drawn = readings.some((reading) => reading.e_harm != null || reading.e_promote != null)
     ? betFigure(metric, readings, common, withGaps) : intervalFigure(metric, readings, common, withGaps);
   drawn.classList.toggle("decisive", rollout.decisive === metric.metric);
-  drawn.append(node("p", { class: "says" }, `${metric.compared} ${metric.judged}`));
+  drawn.append(node("p", { class: "says" }, tight(`${metric.compared} ${metric.judged}`)));
   return drawn;
 }
 
@@ -205,15 +208,15 @@ const LEAST = 1e-2; // e-values below say nothing more; drawn at the edge
 
 function betFigure(metric, readings, common, withGaps) {
   const last = readings[readings.length - 1];
-  const bets = [["e_harm", "harm_threshold", "evidence of harm", "harm"]];
-  if (metric.mode === "nonInferior") bets.push(["e_promote", "promote_threshold", "evidence of no harm", "safe"]);
+  const bets = [["e_harm", "harm_threshold", "evidence of harm", "harm", "harm is shown at"]];
+  if (metric.mode === "nonInferior") bets.push(["e_promote", "promote_threshold", "evidence of no harm", "safe", "no harm is shown at"]);
   const shown = bets.filter(([value]) => readings.some((reading) => reading[value] != null));
   const top = Math.max(...shown.flatMap(([value, threshold]) => [last[threshold], ...readings.map((reading) => reading[value] || 0)]));
   return figure({
     ...common, note: "e-value, logarithmic: evidence against the opposite; decided when it reaches its threshold",
     y: { label: "e-value", log: true, domain: [LEAST, Math.min(top, 1e12) * 3], text: (value) => (value >= 1e5 ? `10^${Math.round(Math.log10(value))}` : String(Number(value.toPrecision(1)))), hover: evidence },
     lines: shown.map(([value, , name, cls]) => ({ name, cls, points: withGaps((reading) => [reading[value]]) })),
-    levels: shown.map(([, threshold, name, cls]) => ({ name: `threshold ${evidence(last[threshold])}`, short: `threshold, ${name}`, cls: `${cls} level`, y: last[threshold] })),
+    levels: shown.map(([, threshold, , cls, shows]) => ({ name: `${shows} ${evidence(last[threshold])}`, short: shows, cls: `${cls} level`, y: last[threshold] })),
   });
 }
 
@@ -241,7 +244,7 @@ function section(rollout) {
   return node("section", { id: anchor(rollout) },
     node("div", { class: "row" }, node("h2", {}, `v${rollout.version}`, node("small", {}, rollout.what || rollout.revision)), badge(rollout)),
     node("p", { class: "lead" }, rollout.headline),
-    ...rollout.sentences.map((text) => node("p", {}, text)),
+    ...rollout.sentences.map((text) => node("p", {}, tight(text))),
     node("p", { class: "quiet" }, `${rollout.revision} · rollout ${rollout.id} · ${clock(rollout.started_at)} to ${rollout.finished_at ? clock(rollout.finished_at) : "now"}`),
     shown.length ? node("div", { class: "figures" }, ...shown.map((metric) => metricFigure(rollout, metric))) : node("p", { class: "quiet" }, "It was decided before any traffic, so there is nothing to draw."));
 }
@@ -272,9 +275,9 @@ document.getElementById("page").append(
   node("section", {}, node("h2", {}, "The whole story"), trafficFigure(),
     node("div", { class: "figures" },
       armFigure("Time to first token", `median in buckets of ${data.series_bucket_seconds} s, measured at the gateway`, "ttft_p50", "ttft",
-        { label: "milliseconds", factor: 1000, zero: true, text: (value) => digits(value).replace(/\.0+$/, ""), hover: (value) => `${digits(value)} ms` }),
+        { label: "milliseconds", factor: 1000, zero: true, text: (value) => trimmed(digits(value)), hover: (value) => `${digits(value)} ms` }),
       armFigure("Speed of answers", `mean tokens per second in buckets of ${data.series_bucket_seconds} s`, "tokens_per_second", "tokensPerSecond",
-        { label: "tokens/s", factor: 1, zero: true, text: (value) => digits(value).replace(/\.0+$/, ""), hover: (value) => `${digits(value)} tok/s` }),
+        { label: "tokens/s", factor: 1, zero: true, text: (value) => trimmed(digits(value)), hover: (value) => `${digits(value)} tok/s` }),
       feedbackFigure())),
   ...data.rollouts.map(section),
   auditTable(),

@@ -319,7 +319,9 @@ def run(arguments: Sequence[str], program: str = "understudy") -> int:
         typer.echo(f"{program}: {error}", err=True)
         return error.exit_code
     except TyperException as error:
-        typer.echo(f"{program}: {' '.join(error.format_message().split())} (see `{program} --help`)", err=True)
+        context = getattr(error, "ctx", None)
+        place = program if context is None else context.command_path
+        typer.echo(f"{program}: {' '.join(error.format_message().split())} (see `{place} --help`)", err=True)
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         return 130

@@ -94,10 +94,10 @@ def margin_text(reading: Mapping[str, Any]) -> str:
 def compared_text(reading: Mapping[str, Any]) -> str:
     """Both arms' estimates and the effect with its interval."""
     metric, relative = reading["metric"], reading["relative"]
-    crowd = "mirrored users" if reading["stage"] == "rehearsal" else "users"
+    crowd, others = ("mirrored users", "stable") if reading["stage"] == "rehearsal" else ("users", "the control")
     text = (
         f"{_capital(metric_of(metric).label)}: {value_text(metric, reading['candidate'])} for {reading['n_candidate']:,} {crowd} "
-        f"of the candidate, {value_text(metric, reading['control'])} for {reading['n_control']:,} of the control"
+        f"of the candidate, {value_text(metric, reading['control'])} for {reading['n_control']:,} of {others}"
     )
     if reading["effect"] is not None:
         text += f"; {change_text(metric, reading['effect'], relative)}"
@@ -162,4 +162,6 @@ def sentence(text: str) -> str:
 
 
 def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    """Capital first, unless the first word is a name (`v6`, `ttft`, `assistant-v2-7c1f`)."""
+    word = text.split(" ", 1)[0].rstrip(":,;")
+    return text if word in METRICS or not word.isalpha() else text[:1].upper() + text[1:]

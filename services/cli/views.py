@@ -213,7 +213,7 @@ def sentences(state: RolloutStatus) -> list[str]:
         if state.message
         else []
     )
-    if state.gate and (gate := gate_text(state.gate)):
+    if state.gate and ended_in(state) != "gate" and (gate := gate_text(state.gate)):
         said.append(gate)
     counts = state.counts
     if counts.pairs:
