@@ -22,17 +22,18 @@ from typing import Any, Literal, TypeVar
 import aiohttp
 from pydantic import Field
 from rich.console import Console
-from services.rollout.registry import MlflowRegistry
 
 from demo import report
 from demo.users import Behaviour
 from demo.view import ActView, LiveView, PlainView, Scene, View, acts_table, clock
 from pipelines import dataset, register
 from services.cli.local import LocalPlatform, LocalStack, interruptible
-from services.cli.processes import TAG, LocalError
+from services.cli.processes import LocalError
 from services.common.manifest import read
+from services.rollout.registry import MlflowRegistry
 from services.rollout.resources import API_VERSION, LLMService, Metadata, Resource
 from services.rollout.status import RolloutStatus
+from services.serving.local_ray import TAG
 from services.store import RolloutRow, Store, open_store
 
 Result = TypeVar("Result")
@@ -53,7 +54,7 @@ class StorySpec(Resource):
 
     service: str = Field(description="The service of the story.")
     seed: int = Field(default=1, description="Seed of the simulated users.")
-    users: Behaviour = Field(default_factory=Behaviour, description="How users behave.")
+    users: Behaviour = Field(default=Behaviour(), description="How users behave.")
     champion: str = Field(default="v1", description="Version that serves at the beginning.")
     acts: tuple[Act, ...] = Field(min_length=1, description="Versions that become challenger, one after another.")
     start_seconds: float = Field(default=120.0, gt=0, description="How long the platform usually takes to start.")

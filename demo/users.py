@@ -18,48 +18,25 @@ from pathlib import Path
 from typing import Any
 
 import openai
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from pipelines.dataset import Question, is_correct, user_questions
+from services.rollout.resources import Resource
 
 
-class Behaviour(BaseModel):
+class Behaviour(Resource):
     """How users behave; probabilities are per answer."""
 
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
-
-    arrivals_per_second: float = Field(
-        4.0, gt=0, alias="arrivalsPerSecond", description="new users per second (Poisson)"
-    )
-    mean_requests: float = Field(
-        3.0, ge=1, alias="meanRequests", description="questions a user asks, on average (geometric)"
-    )
-    mean_pause: float = Field(
-        0.8, gt=0, alias="meanPause", description="seconds between a user's questions, on average (exponential)"
-    )
-    leaves: float = Field(0.02, ge=0, le=1, description="leaves in the middle of the answer")
-    praises_right: float = Field(0.3, ge=0, le=1, alias="praisesRight", description="thumb up for a right answer")
-    blames_right: float = Field(
-        0.02, ge=0, le=1, alias="blamesRight", description="thumb down for a right answer: noise"
-    )
-    praises_wrong: float = Field(
-        0.02, ge=0, le=1, alias="praisesWrong", description="thumb up for a wrong answer: noise"
-    )
-    blames_wrong: float = Field(0.4, ge=0, le=1, alias="blamesWrong", description="thumb down for a wrong answer")
-    repeats_wrong: float = Field(
-        0.2,
-        ge=0,
-        le=1,
-        alias="repeatsWrong",
-        description="asks the same again after a wrong answer (implicit feedback)",
-    )
-    escalates_wrong: float = Field(
-        0.1,
-        ge=0,
-        le=1,
-        alias="escalatesWrong",
-        description="asks for a person after a wrong answer (implicit feedback)",
-    )
+    arrivals_per_second: float = Field(default=4.0, gt=0, description="New users per second (Poisson).")
+    mean_requests: float = Field(default=3.0, ge=1, description="Questions a user asks, on average (geometric).")
+    mean_pause: float = Field(default=0.8, gt=0, description="Seconds between two questions, on average (exponential).")
+    leaves: float = Field(default=0.02, ge=0, le=1, description="Leaves in the middle of the answer.")
+    praises_right: float = Field(default=0.3, ge=0, le=1, description="Thumb up for a right answer.")
+    blames_right: float = Field(default=0.02, ge=0, le=1, description="Thumb down for a right answer: noise.")
+    praises_wrong: float = Field(default=0.02, ge=0, le=1, description="Thumb up for a wrong answer: noise.")
+    blames_wrong: float = Field(default=0.4, ge=0, le=1, description="Thumb down for a wrong answer.")
+    repeats_wrong: float = Field(default=0.2, ge=0, le=1, description="Asks the same again after a wrong answer.")
+    escalates_wrong: float = Field(default=0.1, ge=0, le=1, description="Asks for a person after a wrong answer.")
 
 
 @dataclass

@@ -26,9 +26,9 @@ import aiohttp
 from cryptography.fernet import Fernet
 from pydantic import Field
 
-from services.cli.processes import TAG, Child, LocalError, refuse_used_ports, sweep
+from services.cli.processes import Child, LocalError, refuse_used_ports
 from services.rollout.resources import API_VERSION, Metadata, Resource
-from services.serving.local_ray import LocalRay
+from services.serving.local_ray import TAG, LocalRay, end_tagged
 
 
 class LocalSpec(Resource):
@@ -87,7 +87,7 @@ class LocalStack:
 
     async def __aenter__(self) -> LocalStack:
         try:
-            self._prepare()
+            await self._prepare()
             self._session = await self._open.enter_async_context(aiohttp.ClientSession())
         except BaseException:
             await self._open.aclose()
@@ -97,7 +97,7 @@ class LocalStack:
     async def __aexit__(self, *details: object) -> None:
         await self._open.aclose()
 
-    def _prepare(self) -> None:
+    async def _prepare(self) -> None:
         """Lock the state folder, end what a killed run left, check ports, make keys, migrate the store."""
         from services.store import migrate
 
@@ -109,7 +109,7 @@ class LocalStack:
             raise LocalError(
                 f"another Understudy runs on {self.state}: end it first, or set spec.stateDirectory"
             ) from None
-        if left := sweep(str(self.state)):
+        if left := await end_tagged(str(self.state)):
             self.tell(f"ended {left} processes that an earlier run had left")
         ports = {"spec.gatewayPort": self.spec.gateway_port, "spec.controllerPort": self.spec.controller_port}
         if self.spec.registry_uri is None:
@@ -213,6 +213,7 @@ class LocalStack:
             f"{prefix}REGISTRY_URI": self.registry_uri,
             f"{prefix}RAY_DASHBOARD_URL": self.ray.dashboard_url,
             f"{prefix}RAY_PROXY_URL": self.ray.proxy_url,
+            f"{prefix}RAY_TOKEN": self.ray.token,
             f"{prefix}CONTENT_KEY": self.secrets["content_key"],
             f"{prefix}ARTIFACT_CACHE": str(self.state / "cache"),
             f"{prefix}PORT": str(self.spec.controller_port),

@@ -1,14 +1,12 @@
 """Child processes of the laptop's platform: started with a log file, awaited until they answer, restarted when they die, ended whole.
 
-`services.cli.local` calls this. Every child carries a tag in its environment, so that whatever a killed supervisor left behind is found by
-the next start and nothing else is ever touched.
+`services.cli.local` calls this; it also tags the children's environment, so that what a killed supervisor left is found at the next start.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -17,9 +15,6 @@ from pathlib import Path
 
 import aiohttp
 import psutil
-
-TAG = "UNDERSTUDY_STACK"
-"""Environment variable that marks a child; its value names the stack (its state folder)."""
 
 
 class LocalError(Exception):
@@ -121,24 +116,6 @@ def end(family: Sequence[psutil.Process], patience: float) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(alive, timeout=5.0)
-
-
-def sweep(tag: str) -> int:
-    """End every process of this user that carries the tag (left by a supervisor that was killed); says how many there were."""
-    left = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.pid != os.getpid() and process.environ().get(TAG) == tag:
-                left.append(process)
-    for process in left:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.terminate()
-    _, alive = psutil.wait_procs(left, timeout=10.0)
-    for process in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(alive, timeout=5.0)
-    return len(left)
 
 
 def refuse_used_ports(ports: Mapping[str, int]) -> None:
