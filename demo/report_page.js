@@ -183,7 +183,7 @@ function metricFigure(rollout, metric) {
   const readings = rollout.readings[metric.metric];
   const start = rollout.started_at, end = rollout.finished_at ?? data.finished_at;
   const x = {
-    label: "minutes:seconds since the rollout's start", domain: [0, Math.max(1, end - start)], text: span, reach: Infinity,
+    label: "minutes:seconds since the rollout's start", domain: [0, Math.max(1, end - start) * 1.02], text: span, reach: Infinity,
     hover: (at) => `${span(at)} · ${clock(at + start)}`,
   };
   const moments = [{ name: rollout.decisive === metric.metric ? "decided here, on this metric" : "decided here", x: (rollout.decided_at ?? end) - start, cls: rollout.decisive === metric.metric ? "decisive" : "" }];

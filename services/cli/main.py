@@ -289,10 +289,11 @@ def _local_errors(config: Path) -> Iterator[None]:
         raise NotFound(f"no file {config}; name one with --config (the demo's is demo/demo.yaml in the repository)")
     from services.cli.processes import LocalError
     from services.common.manifest import InvalidManifest
+    from services.serving.errors import ServingError
 
     try:
         yield
-    except (LocalError, InvalidManifest) as error:
+    except (LocalError, InvalidManifest, ServingError) as error:
         raise CliError(" ".join(str(error).split())) from error
 
 
