@@ -1,0 +1,285 @@
+"""The gateway's application: builds its parts, starts and stops them, and serves all but the hot path through FastAPI.
+
+`create_app` is called by `python -m services.gateway` and by tests. The two completion routes are dispatched before the framework sees
+them (`services.gateway.openai`); they are part of the API's description all the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+from starlette.types import Message, Receive, Scope, Send
+
+from services.common import telemetry
+from services.common.clock import Clock, SystemClock
+from services.common.identifiers import uuid7
+from services.common.wire import ApiError, BadRequest, MethodNotAllowed, NotFound
+from services.gateway.assignment import Assigner
+from services.gateway.auth import Caller, Keys
+from services.gateway.content_filters import ContentFilters
+from services.gateway.errors import Internal
+from services.gateway.exchange import error_headers, respond_error
+from services.gateway.feedback import Answered, FeedbackDesk, FeedbackIn, FeedbackOut
+from services.gateway.metrics import Metrics
+from services.gateway.mirror import Mirror
+from services.gateway.openai import PATHS, Completions
+from services.gateway.quota import Quotas
+from services.gateway.recorder import Recorder
+from services.gateway.routes import RoutePoller, RoutingTable
+from services.gateway.settings import GatewaySettings
+from services.gateway.upstream import open_session
+from services.store import Store, open_store
+
+log = logging.getLogger(__name__)
+
+FLUSH_SECONDS = 10.0
+"""Seconds that the last records may take to reach the store at the end; what does not is replayed at the next start."""
+
+
+class GatewayApp(FastAPI):
+    """FastAPI with the hot path in front, a request id on every answer, and OpenAI's error shape on every error."""
+
+    def __init__(self, keys: Keys, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.completions: Completions | None = None
+        self.keys = keys
+        self.draining = False
+        """Set at SIGTERM: not ready any more, running answers go on."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await super().__call__(scope, receive, send)
+        elif self.completions is not None and scope["path"] in PATHS and scope["method"] == "POST":
+            await self.completions(scope, receive, send)
+        else:
+            await self._serve(scope, receive, send)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request_id = uuid7()
+        started = False
+
+        async def with_id(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        try:
+            await super().__call__(scope, receive, with_id)
+        except Exception:  # the server must not answer in its own words
+            log.exception("request %s failed in the gateway", request_id)
+            if not started:
+                await respond_error(
+                    send, Internal("The gateway failed; the request id helps to find out why."), request_id
+                )
+
+    def openapi(self) -> dict[str, Any]:
+        """The description, with the completion routes, whose bodies are OpenAI's."""
+        if not self.openapi_schema:
+            description = super().openapi()
+            for path in PATHS:
+                description["paths"][path] = {"post": _COMPLETION}
+        return super().openapi()
+
+
+_COMPLETION: dict[str, Any] = {
+    "summary": "A completion, as in OpenAI's API, streamed or in one piece",
+    "description": "`model` names a service (`assistant`), or with the scope `pin` one revision of it (`assistant@v3`). "
+    "The user is named by `safety_identifier`, `user` or the header `X-User-Id`. The answer's `x-request-id` is what feedback refers to.",
+    "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}},
+    "responses": {
+        "200": {"description": "The answer", "content": {"application/json": {}, "text/event-stream": {}}},
+        "default": {"description": "OpenAI's error body"},
+    },
+}
+
+
+def create_app(
+    settings: GatewaySettings,
+    *,
+    clock: Clock | None = None,
+    store_factory: Callable[[str], Store] = open_store,
+) -> GatewayApp:
+    """The application. Its parts start with ASGI's lifespan and end with it: running answers first, then records, then the lease.
+    The caller sees to it that no other process has `state_dir`.
+    """
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        assert isinstance(app, GatewayApp)  # noqa: S101  (FastAPI hands back the object made below)
+        async with _running(app, settings, clock or SystemClock(), store_factory):
+            yield
+
+    app = GatewayApp(
+        Keys(settings.keys),
+        title="Understudy gateway",
+        version="1",
+        lifespan=lifespan,
+        redirect_slashes=False,  # a redirect would go to whatever host the client named
+        docs_url=None,  # the page would load scripts from elsewhere
+        redoc_url=None,
+    )
+    _add_errors(app)
+    return app
+
+
+@contextlib.asynccontextmanager
+async def _running(
+    app: GatewayApp, settings: GatewaySettings, clock: Clock, store_factory: Callable[[str], Store]
+) -> AsyncIterator[None]:
+    boot = uuid7()
+    metrics = Metrics()
+    table = RoutingTable(clock, settings.lease_seconds)
+    assigner = Assigner(settings.unit_key.get_secret_value().encode(), settings.heavy_unit_share)
+    async with contextlib.AsyncExitStack() as stack:
+        store = store_factory(settings.store_url)
+        stack.callback(store.close)
+        executor = stack.enter_context(ThreadPoolExecutor(max_workers=4, thread_name_prefix="store"))
+        recorder = Recorder(
+            store, settings.state_dir / "journal", settings.recorder, executor,
+            gateway=settings.name, boot=boot, store_time=table.store_time,
+        )  # fmt: skip
+        stack.push_async_callback(recorder.close, FLUSH_SECONDS)
+        session = await stack.enter_async_context(open_session(settings.connect_seconds))
+        content_key = settings.content_key.get_secret_value().encode() if settings.content_key else None
+        mirror = Mirror(session, recorder, table, metrics, store, executor, clock, content_key)
+        stack.push_async_callback(mirror.close)
+        poller = RoutePoller(
+            store, table, settings, clock, executor,
+            lease=lambda routes, now: recorder.lease(routes, now, seconds=settings.lease_seconds, address=settings.address),
+            changed=lambda: metrics.keep_only(table.revisions()),
+        )  # fmt: skip
+        poller.load_cache()
+        _add_gauges(metrics, table, recorder, assigner)
+        answered = Answered()
+        app.completions = Completions(
+            settings, clock=clock, keys=app.keys, quotas=Quotas(settings.quotas, clock),
+            filters=ContentFilters(settings.content_filters), table=table, assigner=assigner, session=session,
+            recorder=recorder, mirror=mirror, answered=answered, metrics=metrics,
+        )  # fmt: skip
+        desk = FeedbackDesk(store, executor, recorder, assigner, answered, metrics, table.store_time)
+        _add_routes(app, table, desk, metrics)
+        await poller.poll()  # ready at once where the store is there
+        for run in (poller.run, recorder.run):
+            stack.push_async_callback(_end, asyncio.create_task(run(), name=run.__qualname__))
+        yield
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+def _add_gauges(metrics: Metrics, table: RoutingTable, recorder: Recorder, assigner: Assigner) -> None:
+    metrics.gauge(
+        telemetry.STORE_CONTACT_AGE, "Seconds since the lease was renewed", lambda: min(table.contact_age, 1e9)
+    )
+    metrics.gauge(telemetry.LEASE_VALID, "1 while candidates may get requests", lambda: float(table.lease_valid))
+    metrics.gauge(telemetry.RECORDS, "Sequence numbers handed out", lambda: recorder.recorded)
+    metrics.gauge(telemetry.RECORDS_QUEUED, "Records in memory that the store does not have", lambda: recorder.queued)
+    metrics.gauge(telemetry.RECORDS_SPILLED, "Records that waited on disk alone", lambda: recorder.spilled)
+    metrics.gauge(telemetry.RECORDS_DROPPED, "Records lost", lambda: recorder.dropped)
+    metrics.gauge(telemetry.JOURNAL_BYTES, "Bytes of the journal", lambda: recorder.journal_bytes)
+    metrics.gauge(telemetry.HEAVY_UNITS, "Units left out for their share of the traffic", assigner.heavy_units)
+
+
+def _add_errors(app: GatewayApp) -> None:
+    """Every error in OpenAI's shape."""
+
+    async def told(request: Request, error: Exception) -> Response:
+        answer = _as_api_error(error)
+        headers = {name.decode(): value.decode() for name, value in error_headers(answer)}
+        return Response(answer.body(), answer.status, headers, media_type="application/json")
+
+    for kind in (ApiError, HTTPException, RequestValidationError):
+        app.add_exception_handler(kind, told)
+
+
+def _as_api_error(error: Exception) -> ApiError:
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, RequestValidationError):
+        first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            reason = first.get("ctx", {}).get("error", "")
+            return BadRequest(f"The body is not valid JSON: {reason} (byte {first['loc'][-1]})", code="invalid_json")
+        field = ".".join(str(part) for part in first["loc"][1:]) or None
+        return BadRequest(f"{field or 'The body'}: {first['msg']}", param=field, code="invalid_type")
+    if isinstance(error, HTTPException):
+        if error.status_code == 405:
+            return MethodNotAllowed("This route does not know that method.")
+        if error.status_code == 404:
+            return NotFound("No such route.")
+        if error.status_code == 400:  # FastAPI could not read the body at all, e.g. not UTF-8
+            return BadRequest("The body cannot be read: it must be JSON in UTF-8.", code="invalid_json")
+    return Internal("The gateway failed.")
+
+
+async def _caller(request: Request) -> Caller:
+    authorization = request.headers.get("authorization")
+    keys: Keys = request.app.keys
+    return keys.authenticate(authorization.encode("latin-1") if authorization is not None else None)
+
+
+Known = Annotated[Caller, Depends(_caller)]
+
+
+def _add_routes(app: GatewayApp, table: RoutingTable, desk: FeedbackDesk, metrics: Metrics) -> None:
+    def model(service: str) -> dict[str, Any]:
+        return {
+            "id": service,
+            "object": "model",
+            "created": math.floor(table.known_since(service)),
+            "owned_by": "understudy",
+        }
+
+    async def models(_: Known) -> dict[str, Any]:
+        return {"object": "list", "data": [model(service) for service in table.services()]}
+
+    async def one_model(name: str, _: Known) -> dict[str, Any]:
+        if name not in table.services():
+            raise NotFound("No such model; `GET /v1/models` lists them.", param="model", code="model_not_found")
+        return model(name)
+
+    async def feedback(given: FeedbackIn, who: Known) -> FeedbackOut:
+        return await desk.take(given, who)
+
+    async def alive() -> dict[str, str]:
+        return {"status": "alive"}
+
+    async def ready() -> Response:
+        if app.draining or not table.services():
+            reason = "draining" if app.draining else "no routing table yet"
+            return Response(f'{{"status": "{reason}"}}', 503, media_type="application/json")
+        return Response('{"status": "ready"}', media_type="application/json")
+
+    async def exposition() -> Response:
+        return Response(metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    app.add_api_route("/v1/models", models, methods=["GET"], summary="The services")
+    app.add_api_route("/v1/models/{name:path}", one_model, methods=["GET"], summary="One service")
+    app.add_api_route(
+        "/v1/feedback", feedback, methods=["POST"], status_code=201, summary="What a user says of an answer"
+    )
+    app.add_api_route("/healthz", alive, methods=["GET"], summary="The process runs")
+    app.add_api_route("/readyz", ready, methods=["GET"], summary="Requests may come")
+    app.add_api_route("/metrics", exposition, methods=["GET"], summary="Prometheus' text format")
+    for path in PATHS:
+        app.add_api_route(path, _only_post, methods=["POST"], include_in_schema=False)
+
+
+async def _only_post() -> None:
+    """Lets the router answer 405 to other methods on the completion routes; their POST never gets this far."""
+    raise NotFound("No such route.")

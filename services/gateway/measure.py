@@ -1,0 +1,230 @@
+"""What is measured of an engine's answer while it is relayed: first token, gaps between tokens, numbers of tokens, whole or cut off.
+
+Times are taken by the caller, when bytes arrive from the engine, before anything else is done with them. Called for each chunk of each
+stream, so only needed fields are decoded. Nothing here does I/O.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import msgspec
+
+from services.gateway.errors import AttemptFailed
+
+EVENT_BYTES: Final = 4 * 1024 * 1024
+"""Longest event of a stream; beyond it the engine is at fault."""
+ANSWER_BYTES: Final = 64 * 1024
+"""Longest text kept of an answer (for the judge)."""
+
+# An event ends with an empty line; lines end with \n, \r\n or \r and with nothing else (U+2028 is text). A \r that ends the bytes at hand
+# may be the first half of \r\n, so it ends no line yet.
+_EVENT_END: Final = re.compile(rb"(?:\r\n|\n|\r(?!\n|\Z)){2}")
+_LINE_END: Final = re.compile(rb"\r\n|\n|\r")
+
+
+_NOTHING: Final = msgspec.Raw(b"null")
+
+
+def _is_given(raw: msgspec.Raw) -> bool:
+    return bytes(raw) not in (b"null", b"[]")
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+class _Delta(msgspec.Struct):
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    refusal: str | None = None
+    tool_calls: msgspec.Raw = _NOTHING
+    function_call: msgspec.Raw = _NOTHING
+
+    def has_token(self) -> bool:
+        return bool(
+            self.content
+            or self.reasoning_content
+            or self.reasoning
+            or self.refusal
+            or _is_given(self.tool_calls)
+            or _is_given(self.function_call)
+        )
+
+
+class _Choice(msgspec.Struct):
+    index: int = 0
+    delta: _Delta | None = None
+    message: _Delta | None = None
+    text: str | None = None
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[_Choice] | None = None
+    usage: _Usage | None = None
+    error: msgspec.Raw = _NOTHING
+
+
+_chunk = msgspec.json.Decoder(_Chunk)
+
+
+class Meter:
+    """The measurements of one answer. Durations are seconds since `started` (monotonic).
+
+    Attributes:
+        ttft: until the first token arrived; None before, and for answers that do not stream.
+        gap_max: the longest wait between two arrivals of tokens.
+        tokens_in, tokens_out: as the engine counts them.
+        done: the answer is whole.
+        text: the answer's first choice, where it is kept.
+    """
+
+    def __init__(self, started: float, *, keep_text: bool = False) -> None:
+        self.started = started
+        self.ttft: float | None = None
+        self.gap_max: float | None = None
+        self.tokens_in: int | None = None
+        self.tokens_out: int | None = None
+        self.done = False
+        self._arrivals = 0
+        self._first_at = self._last_at = started
+        self._text: list[str] | None = [] if keep_text else None
+        self._kept = 0
+
+    @property
+    def text(self) -> str:
+        return "".join(self._text or ())
+
+    @property
+    def gap_mean(self) -> float | None:
+        """Mean seconds between tokens: first to last arrival, over the engine's count of tokens (of arrivals, where it counts none)."""
+        tokens = self.tokens_out or self._arrivals
+        if self.ttft is None or tokens < 2:
+            return None
+        return (self._last_at - self._first_at) / (tokens - 1)
+
+    def event(self, data: bytes, now: float) -> bool:
+        """Takes in one event's data; says whether it is a chunk of usage alone.
+
+        Raises:
+            AttemptFailed: the engine reports an error in the stream, or what it sends is no chunk.
+        """
+        if data == b"[DONE]":
+            self.done = True
+            return False
+        try:
+            chunk = _chunk.decode(data)
+        except (msgspec.MsgspecError, RecursionError):
+            raise AttemptFailed("invalid_answer") from None
+        if _is_given(chunk.error):
+            raise AttemptFailed("stream_error")
+        self._count(chunk.usage)
+        choices = chunk.choices or []
+        if any(choice.text or (choice.delta is not None and choice.delta.has_token()) for choice in choices):
+            self._token(now)
+            if self._text is not None:
+                self._keep(choices[0])
+        return chunk.usage is not None and not choices
+
+    def whole(self, body: bytes) -> None:
+        """Takes in an answer that was not streamed.
+
+        Raises:
+            AttemptFailed: it is no JSON object of an answer's shape.
+        """
+        try:
+            chunk = _chunk.decode(body)
+        except (msgspec.MsgspecError, RecursionError):
+            raise AttemptFailed("invalid_answer") from None
+        if chunk.choices is None:
+            raise AttemptFailed("invalid_answer")
+        self._count(chunk.usage)
+        self.done = True
+
+    def _count(self, usage: _Usage | None) -> None:
+        if usage is not None:
+            self.tokens_in = usage.prompt_tokens
+            self.tokens_out = usage.completion_tokens
+
+    def _token(self, now: float) -> None:
+        if self.ttft is None:
+            self.ttft = now - self.started
+            self._first_at = now
+        else:
+            self.gap_max = max(self.gap_max or 0.0, now - self._last_at)
+        self._last_at = now
+        self._arrivals += 1
+
+    def _keep(self, choice: _Choice) -> None:
+        piece = choice.text or (choice.delta.content if choice.delta else None) or ""
+        if choice.index == 0 and self._text is not None and self._kept < ANSWER_BYTES:
+            self._text.append(piece)
+            self._kept += len(piece)
+
+
+class Rename:
+    """Puts the client's name of a model where the engine wrote its own, in the bytes of an answer.
+
+    The bytes `"model":"NAME"` cannot occur inside a JSON text (its quotes would be escaped), so no parsing is needed.
+    """
+
+    def __init__(self, engine_model: str, model: str) -> None:
+        name, wanted = msgspec.json.encode(engine_model), msgspec.json.encode(model)
+        self._pairs = ((b'"model":' + name, b'"model":' + wanted), (b'"model": ' + name, b'"model": ' + wanted))
+
+    def __call__(self, data: bytes) -> bytes:
+        for old, new in self._pairs:
+            if old in data:
+                return data.replace(old, new, 1)
+        return data
+
+
+class EventStream:
+    """Cuts an engine's bytes into events, measures each, and gives back the bytes for the client."""
+
+    def __init__(self, meter: Meter, rename: Rename, *, strip_usage: bool) -> None:
+        self._meter = meter
+        self._rename = rename
+        self._strip_usage = strip_usage
+        self._rest = b""
+
+    def feed(self, chunk: bytes, now: float) -> bytes:
+        """The whole events that `chunk` completes, ready for the client; empty where it completes none.
+
+        Raises:
+            AttemptFailed: an event is too long, no chunk, or an error.
+        """
+        data = self._rest + chunk if self._rest else chunk
+        out: list[bytes] = []
+        start = 0
+        for end in _EVENT_END.finditer(data):
+            self._take(data[start : end.start()], data[start : end.end()], now, out)
+            start = end.end()
+        self._rest = data[start:]
+        if len(self._rest) > EVENT_BYTES:
+            raise AttemptFailed("invalid_answer")
+        return b"".join(out)
+
+    def close(self, now: float) -> bytes:
+        """What is left when the engine closes: an event without its empty line counts."""
+        out: list[bytes] = []
+        rest, self._rest = self._rest.strip(b"\r\n"), b""
+        if rest:
+            self._take(rest, rest + b"\n\n", now, out)
+        return b"".join(out)
+
+    def _take(self, event: bytes, raw: bytes, now: float, out: list[bytes]) -> None:
+        if event.startswith(b"data: {") and b"\n" not in event and b"\r" not in event:
+            data = event[6:]
+        else:
+            data = b"\n".join(
+                line[5:].removeprefix(b" ") for line in _LINE_END.split(event) if line.startswith(b"data:")
+            )
+        if not data:
+            return  # a comment that keeps the connection alive, or a field we do not know
+        if self._meter.event(data, now) and self._strip_usage:
+            return
+        out.append(self._rename(raw))

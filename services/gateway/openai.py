@@ -1,0 +1,327 @@
+"""The hot path: one client's request for a completion, from its first byte to its last.
+
+    authenticate ── quota ── read, parse ── content filters ── arm ── attempt (── fallback to stable) ── relay ── record ── last bytes
+
+A bare ASGI application: the framework's routing and validation cost more than everything done here. It writes to one client, reads from
+one engine at a time, and never waits for the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from dataclasses import dataclass, field
+from typing import Final
+
+import aiohttp
+from starlette.types import Receive, Scope, Send
+
+from services.common.clock import Clock
+from services.common.identifiers import uuid7
+from services.common.routing import Target
+from services.common.wire import ApiError, BadRequest, Unavailable
+from services.gateway.assignment import Assigner, Placement
+from services.gateway.auth import Caller, Keys
+from services.gateway.content_filters import ContentFilters
+from services.gateway.errors import AttemptFailed, Internal
+from services.gateway.exchange import ClientGone, ClientWatch, Head, read_body, respond, respond_error
+from services.gateway.feedback import Answered
+from services.gateway.metrics import Metrics
+from services.gateway.mirror import Copy, Mirror
+from services.gateway.quota import Quotas
+from services.gateway.recorder import Recorder
+from services.gateway.requests import USER_LENGTH, Endpoint, ModelRequest, parse
+from services.gateway.routes import Entry, RoutingTable
+from services.gateway.rows import observation
+from services.gateway.settings import GatewaySettings
+from services.gateway.upstream import Attempt
+from services.store.records import Exposure, Outcome
+
+log = logging.getLogger(__name__)
+
+PATHS: Final[dict[str, Endpoint]] = {"/v1/chat/completions": "chat/completions", "/v1/completions": "completions"}
+
+Headers = list[tuple[bytes, bytes]]
+
+
+@dataclass(slots=True)
+class _Call:
+    """One request on its way."""
+
+    request_id: str
+    head: Head
+    caller: Caller
+    request: ModelRequest
+    entry: Entry
+    placement: Placement
+    began: float
+    """Monotonic."""
+    started_at: float
+    """The same moment in the store's time; every attempt's start is reckoned from it, so none lies before the unit's exposure."""
+    headers: Headers
+    unrecorded: list[Attempt] = field(default_factory=list)
+
+
+class Completions:
+    """Answers `PATHS`."""
+
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        *,
+        clock: Clock,
+        keys: Keys,
+        quotas: Quotas,
+        filters: ContentFilters,
+        table: RoutingTable,
+        assigner: Assigner,
+        session: aiohttp.ClientSession,
+        recorder: Recorder,
+        mirror: Mirror,
+        answered: Answered,
+        metrics: Metrics,
+    ) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._keys = keys
+        self._quotas = quotas
+        self._filters = filters
+        self._table = table
+        self._assigner = assigner
+        self._session = session
+        self._recorder = recorder
+        self._mirror = mirror
+        self._answered = answered
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request_id = uuid7()
+        self._metrics.in_flight.inc()
+        try:
+            call = await self._admit(scope, receive, send, request_id)
+            await self._answer(call, receive, send)
+        except ClientGone:
+            self._metrics.refused("client_gone")
+        except ApiError as error:
+            await respond_error(send, error, request_id)
+        except Exception:  # the server must not answer in its own words
+            log.exception("request %s failed in the gateway", request_id)
+            with contextlib.suppress(RuntimeError):  # the answer had begun: the server closes the connection
+                await respond_error(
+                    send, Internal("The gateway failed; the request id helps to find out why."), request_id
+                )
+        finally:
+            self._metrics.in_flight.dec()
+
+    async def _admit(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> _Call:
+        """Everything up to the choice of the engine; a refusal is counted by its code."""
+        try:
+            head = Head(scope["headers"])
+            began = self._clock.monotonic()
+            caller = self._keys.authenticate(head.authorization)
+            self._quotas.take(caller)
+            body = await read_body(receive, head, self._settings.limits)
+            request = parse(body, PATHS[scope["path"]], self._settings.limits)
+            self._filters.check(request)
+            entry, version = self._table.find(request.model)
+            user = request.user or head.user
+            if user is not None and len(user) > USER_LENGTH:
+                raise BadRequest(f"X-User-Id is longer than {USER_LENGTH} characters.", code="too_long")
+            unit = self._assigner.unit(caller, user)
+            if version is not None:
+                placement = self._assigner.pin(entry, unit, version, caller)
+            else:
+                allowed = self._table.candidate_allowed(entry)
+                placement = self._assigner.place(entry, unit, candidate_allowed=allowed)
+        except ApiError as error:
+            self._metrics.refused(error.code or error.type)
+            raise
+        call = _Call(
+            request_id, head, caller, request, entry, placement,
+            began=began, started_at=self._table.store_time(), headers=[(b"x-request-id", request_id.encode())],
+        )  # fmt: skip
+        if placement.exposed:
+            self._expose(call)
+        return call
+
+    async def _answer(self, call: _Call, receive: Receive, send: Send) -> None:
+        watch = ClientWatch(receive)
+        deadline = asyncio.get_running_loop().time() + call.entry.route.total_time
+        attempt: Attempt | None = None
+        try:
+            attempt = await self._open(call, deadline)
+            self._debug_headers(call, attempt)
+            if attempt.streamed:
+                await self._relay(call, attempt, send, watch, deadline)
+            else:
+                self._record(call, attempt, "ok")
+                watch.stop()
+                await respond(send, 200, attempt.body, call.headers, attempt.content_type)
+        except asyncio.CancelledError:
+            for unfinished in list(call.unrecorded):
+                unfinished.close()  # the engine stops working for nobody
+                self._record(call, unfinished, "error" if unfinished.failure else "cancelled")
+            if not watch.left():
+                raise
+        except AttemptFailed as failure:
+            watch.stop()
+            raise failure.api_error(call.request.model) from None
+        finally:
+            watch.stop()
+            for unfinished in call.unrecorded:  # only a fault of ours leaves any
+                unfinished.close()
+            if attempt is not None and not attempt.meter.done:
+                attempt.close()
+        if attempt is not None and attempt.meter.done:
+            await attempt.finish()
+            self._mirror.offer(Copy(call.request, call.request_id, call.entry, call.placement.unit, call.caller.tenant))
+
+    async def _open(self, call: _Call, deadline: float) -> Attempt:
+        """The attempt whose answer the client gets, its first bytes at hand.
+
+        Raises:
+            AttemptFailed: of the only attempt, or of stable's after the candidate's.
+        """
+        route, placement = call.entry.route, call.placement
+        on_candidate = placement.arm == "candidate"
+        first = self._begin(call, placement.target, 0)
+        try:
+            await first.open(self._session, call.request_id, self._patience(call, deadline, may_fall_back=on_candidate))
+        except AttemptFailed as failure:
+            if not on_candidate:
+                blamed = failure.blames_request(call.request.constrained)
+                self._record(call, first, "client_error" if blamed else "error")
+                raise
+            if not failure.blames_request(call.request.constrained):
+                self._candidate_failed(call, first)
+        else:
+            return first
+        return await self._fall_back(call, first, route.stable, deadline)
+
+    async def _fall_back(self, call: _Call, first: Attempt, stable: Target, deadline: float) -> Attempt:
+        """Stable answers in the candidate's place. Where the request may be to blame, stable's answer tells whether it was."""
+        self._metrics.fell_back(call.entry.route.service)
+        second = self._begin(call, stable, 1)
+        try:
+            await second.open(self._session, call.request_id, self._patience(call, deadline, may_fall_back=False))
+        except AttemptFailed as failure:
+            constrained = call.request.constrained
+            same = first.failure is not None and first.failure.status == failure.status
+            if first in call.unrecorded:
+                if same and failure.blames_request(constrained):
+                    self._record(call, first, "client_error")
+                else:
+                    self._candidate_failed(call, first)
+            self._record(call, second, "client_error" if failure.blames_request(constrained) else "error")
+            raise
+        if first in call.unrecorded:
+            self._candidate_failed(call, first)
+        return second
+
+    async def _relay(self, call: _Call, attempt: Attempt, send: Send, watch: ClientWatch, deadline: float) -> None:
+        """Sends a stream on as it comes. The last piece waits until the row is recorded."""
+        await send(
+            {
+                "type": "http.response.start",
+                "status": 200,
+                "headers": [
+                    (b"content-type", attempt.content_type),
+                    (b"cache-control", b"no-cache"),
+                    (b"x-accel-buffering", b"no"),
+                    *call.headers,
+                ],
+            }
+        )
+        piece = attempt.body
+        try:
+            async with asyncio.timeout_at(deadline):
+                while not attempt.meter.done:
+                    if piece:
+                        await send({"type": "http.response.body", "body": piece, "more_body": True})
+                    piece = await attempt.more()
+        except (AttemptFailed, TimeoutError) as error:
+            failure = error if isinstance(error, AttemptFailed) else attempt.timed_out()
+            if call.placement.arm == "candidate" and attempt.number == 0:
+                self._candidate_failed(call, attempt)
+            else:
+                self._record(call, attempt, "error")
+            told = failure.api_error(call.request.model).body()
+            piece += b"data: " + told + b"\n\n"
+        else:
+            self._record(call, attempt, "ok")
+        watch.stop()
+        await send({"type": "http.response.body", "body": piece, "more_body": False})
+
+    def _begin(self, call: _Call, target: Target, number: int) -> Attempt:
+        urls = call.entry.urls(target, call.request.endpoint)
+        attempt = Attempt(call.request, target, urls, self._clock, number=number)
+        call.unrecorded.append(attempt)
+        return attempt
+
+    def _patience(self, call: _Call, deadline: float, *, may_fall_back: bool) -> float:
+        """Seconds to the first byte of a stream; an answer in one piece may take all the time there is (a candidate half of it, so that
+        stable has the other half)."""
+        left = deadline - asyncio.get_running_loop().time()
+        if call.request.streamed:
+            return min(left, call.entry.route.time_to_first_byte)
+        return left / 2 if may_fall_back else left
+
+    def _candidate_failed(self, call: _Call, attempt: Attempt) -> None:
+        self._record(call, attempt, "error")
+        if call.entry.candidate_failed(self._clock.monotonic(), self._settings.eject_seconds):
+            self._metrics.ejected(call.entry.route.service)
+            log.warning("%s: the candidate failed %d times in a row and is ejected for %.0f s",
+                        call.entry.route.service, call.entry.failures, self._settings.eject_seconds)  # fmt: skip
+
+    def _record(self, call: _Call, attempt: Attempt, outcome: Outcome) -> None:
+        placement = call.placement
+        call.unrecorded.remove(attempt)
+        if outcome == "ok" and placement.arm == "candidate" and attempt.number == 0:
+            call.entry.candidate_succeeded()
+        row = observation(
+            attempt,
+            self._recorder,
+            outcome,
+            request_id=call.request_id,
+            kind="live",
+            route=call.entry.route,
+            arm=placement.arm,
+            unit=placement.unit,
+            bucket=placement.bucket,
+            started_at=call.started_at + (attempt.began - call.began),
+            tenant=call.caller.tenant,
+            client_request_id=call.head.client_request_id,
+            counted=placement.counted,
+        )
+        self._recorder.record(row)
+        self._answered.remember(row)
+        self._metrics.observed(row)
+
+    def _expose(self, call: _Call) -> None:
+        route, placement = call.entry.route, call.placement
+        if route.rollout is None or placement.bucket is None:
+            raise Unavailable("The routing table is inconsistent.")
+        self._recorder.record(
+            Exposure(
+                rollout=route.rollout,
+                service=route.service,
+                unit=placement.unit,
+                arm=placement.arm,
+                bucket=placement.bucket,
+                step=route.step,
+                route_version=route.version,
+                first_at=call.started_at,
+                horizon_at=call.started_at + route.horizon,
+                closes_at=call.started_at + route.horizon + route.settle,
+                gateway=self._recorder.gateway,
+                boot=self._recorder.boot,
+                sequence=self._recorder.next_sequence(),
+            )
+        )
+
+    def _debug_headers(self, call: _Call, attempt: Attempt) -> None:
+        """Only who may debug learns which revision answered: users must not know their arm."""
+        if "debug" in call.caller.scopes:
+            call.headers.append((b"x-understudy-revision", attempt.target.revision.encode()))
+            call.headers.append((b"x-understudy-arm", call.placement.arm.encode()))

@@ -1,0 +1,251 @@
+"""The routing table as this gateway knows it: polled from the store, kept on disk, obeyed until its lease ends.
+
+The poller is the only part of the gateway that talks to the store in good time; the hot path reads the table and never waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
+from pathlib import Path
+
+import msgspec
+from yarl import URL
+
+from services.common.clock import Clock
+from services.common.routing import Route, Target
+from services.common.wire import NotFound
+from services.gateway.errors import BadRoute
+from services.gateway.requests import Endpoint
+from services.gateway.settings import GatewaySettings
+from services.store import GatewayLease, Store
+
+log = logging.getLogger(__name__)
+
+_cache_decoder = msgspec.json.Decoder(list[Route])
+
+
+class Entry:
+    """One service's route with what is worth preparing once, and the candidate's standing with this gateway."""
+
+    def __init__(self, route: Route) -> None:
+        if not 0 <= route.weight <= 5_000:
+            raise BadRoute(f"{route.service}: weight {route.weight} is outside 0 to 5,000")
+        try:
+            self.salt = bytes.fromhex(route.salt)
+            self.mirror_salt = bytes.fromhex(route.mirror.salt) if route.mirror else b""
+        except ValueError:
+            raise BadRoute(f"{route.service}: a salt is not hexadecimal") from None
+        self.route = route
+        self._urls = {target.revision: _urls(route.service, target) for target in _targets(route)}
+        self._turn = itertools.count()
+        self.failures = 0
+        self.ejected_until = float("-inf")
+
+    def urls(self, target: Target, endpoint: Endpoint) -> list[URL]:
+        """Where to send a request for a revision: all its addresses, beginning with the next in turn."""
+        urls = self._urls[target.revision][endpoint]
+        if len(urls) == 1:
+            return urls
+        first = next(self._turn) % len(urls)
+        return urls[first:] + urls[:first]
+
+    def candidate_succeeded(self) -> None:
+        self.failures = 0
+
+    def candidate_failed(self, now: float, eject_seconds: float) -> bool:
+        """Counts a failure; True when it ejects the candidate. After the pause one failure more ejects it again, one success clears it."""
+        self.failures += 1
+        if self.failures < self.route.eject_after or now < self.ejected_until:
+            return False
+        self.ejected_until = now + eject_seconds
+        return True
+
+
+class RoutingTable:
+    """Rows of the table by service, and how fresh they are. Used from the event loop only."""
+
+    def __init__(self, clock: Clock, lease_seconds: float) -> None:
+        self._clock = clock
+        self._lease_seconds = lease_seconds
+        self._entries: dict[str, Entry] = {}
+        self._known_since: dict[str, float] = {}
+        self._contact = float("-inf")
+        self._offset = clock.time() - clock.monotonic()
+
+    def store_time(self) -> float:
+        """Seconds since the epoch in the store's time, as measured at the last contact; never set back by this machine's wall clock."""
+        return self._clock.monotonic() + self._offset
+
+    def set_clock(self, store_now: float) -> None:
+        """The store's clock was just read."""
+        self._offset = store_now - self._clock.monotonic()
+
+    def contact_made(self, at: float) -> None:
+        """The lease was renewed by a look that began at `at` (monotonic): counted from its beginning, so that this gateway's lease never
+        outlives what the store holds of it."""
+        self._contact = at
+
+    @property
+    def contact_age(self) -> float:
+        """Seconds since the last renewal of the lease began; infinite before the first."""
+        return self._clock.monotonic() - self._contact
+
+    @property
+    def lease_valid(self) -> bool:
+        return self.contact_age < self._lease_seconds
+
+    def candidate_allowed(self, entry: Entry) -> bool:
+        return self.lease_valid and self._clock.monotonic() >= entry.ejected_until
+
+    def services(self) -> list[str]:
+        return sorted(self._entries)
+
+    def known_since(self, service: str) -> float:
+        """Store time at which this process first had a row for the service."""
+        return self._known_since[service]
+
+    def versions(self) -> dict[str, int]:
+        return {service: entry.route.version for service, entry in self._entries.items()}
+
+    def routes(self) -> list[Route]:
+        return [entry.route for entry in self._entries.values()]
+
+    def revisions(self) -> set[str]:
+        return {target.revision for entry in self._entries.values() for target in _targets(entry.route)}
+
+    def find(self, model: str) -> tuple[Entry, str | None]:
+        """The row for a model name, and the version it pins.
+
+        Raises:
+            NotFound: no such service.
+        """
+        entry = self._entries.get(model)
+        if entry is not None:
+            return entry, None
+        service, separator, version = model.rpartition("@v")
+        if separator and version and service in self._entries:
+            return self._entries[service], version
+        raise NotFound("No such model; `GET /v1/models` lists them.", param="model", code="model_not_found")
+
+    def adopt(self, routes: Iterable[Route]) -> bool:
+        """Takes over new rows; a row that cannot be obeyed is logged, not acknowledged, and the last good one stays."""
+        changed = False
+        for route in routes:
+            old = self._entries.get(route.service)
+            try:
+                entry = Entry(route)
+            except BadRoute as error:
+                log.error("route version %d refused: %s", route.version, error)
+                continue
+            if old is not None and old.route.candidate == route.candidate:
+                entry.failures, entry.ejected_until = old.failures, old.ejected_until
+            self._entries[route.service] = entry
+            self._known_since.setdefault(route.service, self.store_time())
+            changed = True
+        return changed
+
+
+class RoutePoller:
+    """Fetches the table each second and renews this gateway's lease.
+
+    Args:
+        lease: builds the lease to renew, from the acknowledged versions and the store's time.
+        changed: called after a new table was adopted.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        table: RoutingTable,
+        settings: GatewaySettings,
+        clock: Clock,
+        executor: Executor,
+        *,
+        lease: Callable[[dict[str, int], float], GatewayLease],
+        changed: Callable[[], None],
+    ) -> None:
+        self._store = store
+        self._table = table
+        self._seconds = settings.poll_seconds
+        self._cache = settings.state_dir / "routes.json"
+        self._clock = clock
+        self._executor = executor
+        self._lease = lease
+        self._changed = changed
+        self._reachable: bool | None = None
+
+    def load_cache(self) -> None:
+        """Takes over the table of the last run, if there is one. Candidates get nothing before the store is reached: no lease yet."""
+        try:
+            routes = _cache_decoder.decode(self._cache.read_bytes())
+        except FileNotFoundError:
+            return
+        except (OSError, msgspec.MsgspecError) as error:
+            log.warning("the kept routing table is unreadable and ignored: %s", error)
+            return
+        self._table.adopt(routes)
+        self._changed()
+
+    async def run(self) -> None:
+        """Polls until cancelled."""
+        while True:
+            await self.poll()
+            await asyncio.sleep(self._seconds)
+
+    async def poll(self) -> bool:
+        """One look; False when the store could not be reached."""
+        loop = asyncio.get_running_loop()
+        began = self._clock.monotonic()
+        try:
+            routes, now = await loop.run_in_executor(self._executor, self._fetch, self._table.versions())
+            self._table.set_clock(now)
+            if self._table.adopt(routes.values()):
+                self._changed()
+                await loop.run_in_executor(self._executor, self._keep, self._table.routes())
+            lease = self._lease(self._table.versions(), now)
+            await loop.run_in_executor(self._executor, self._store.renew_lease, lease)
+            self._table.contact_made(began)
+        except Exception as error:  # noqa: BLE001  # whatever the store does, the gateway goes on with the table it has
+            if self._reachable is not False:
+                log.warning("the store cannot be reached; going on with the last routing table: %s", error)
+            self._reachable = False
+            return False
+        if self._reachable is False:
+            log.info("the store is reachable again")
+        self._reachable = True
+        return True
+
+    def _fetch(self, known: dict[str, int]) -> tuple[dict[str, Route], float]:
+        return self._store.routes(known), self._store.now()
+
+    def _keep(self, routes: list[Route]) -> None:
+        temporary = self._cache.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            temporary.write_bytes(msgspec.json.encode(routes))
+            temporary.replace(self._cache)
+        except OSError as error:
+            log.warning("the routing table could not be kept on disk: %s", error)
+            with contextlib.suppress(OSError):
+                Path(temporary).unlink()
+
+
+def _targets(route: Route) -> list[Target]:
+    return [target for target in (route.stable, route.candidate, *route.pinned) if target is not None]
+
+
+def _urls(service: str, target: Target) -> dict[Endpoint, list[URL]]:
+    if not target.addresses:
+        raise BadRoute(f"{service}: revision {target.revision} has no address")
+    for address in target.addresses:
+        if not address.startswith(("http://", "https://")):
+            raise BadRoute(f"{service}: revision {target.revision} has the address {address!r}, which is no http URL")
+    endpoints: tuple[Endpoint, ...] = ("chat/completions", "completions")
+    return {
+        endpoint: [URL(f"{address.rstrip('/')}/{endpoint}") for address in target.addresses] for endpoint in endpoints
+    }

@@ -1,0 +1,63 @@
+"""The row that one attempt leaves: what was measured, who was assigned, how it ended. Used for live requests and mirrored copies alike."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from services.common.assignment import Arm
+from services.common.routing import Route
+from services.gateway.recorder import Recorder
+from services.gateway.upstream import Attempt
+from services.store.records import Observation, Outcome
+
+
+def observation(
+    attempt: Attempt,
+    recorder: Recorder,
+    outcome: Outcome,
+    *,
+    request_id: str,
+    kind: Literal["live", "mirror"],
+    route: Route,
+    arm: Arm,
+    unit: str,
+    started_at: float,
+    bucket: int | None = None,
+    pair: str | None = None,
+    tenant: str,
+    client_request_id: str | None = None,
+    counted: bool = True,
+) -> Observation:
+    """The attempt's row, with the next sequence: it must be recorded at once. `started_at` is in the store's time."""
+    meter = attempt.meter
+    return Observation(
+        request_id=request_id,
+        attempt=attempt.number,
+        kind=kind,
+        service=route.service,
+        rollout=route.rollout,
+        revision=attempt.target.revision,
+        arm=arm,
+        unit=unit,
+        bucket=bucket,
+        step=route.step,
+        route_version=route.version,
+        started_at=started_at,
+        streamed=attempt.streamed,
+        ttft=meter.ttft,
+        duration=attempt.duration,
+        gap_mean=meter.gap_mean,
+        gap_max=meter.gap_max,
+        tokens_in=meter.tokens_in,
+        tokens_out=meter.tokens_out,
+        outcome=outcome,
+        status=attempt.status(outcome),
+        error=attempt.failure.kind if attempt.failure is not None else None,
+        pair=pair,
+        tenant=tenant,
+        client_request_id=client_request_id,
+        counted=counted,
+        gateway=recorder.gateway,
+        boot=recorder.boot,
+        sequence=recorder.next_sequence(),
+    )
