@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from services.rollout.platforms.base import PlatformRejected, PlatformUnavailable, RevisionSpec, RevisionState
-from services.rollout.platforms.serve_status import ServeSnapshot
+from services.rollout.platforms.serve_status import ServeSnapshot, engine_error
 from services.serving.application import EngineSpec, route_prefix, serve_application
 from services.serving.errors import InvalidEngineSpec
 
@@ -168,13 +168,15 @@ class ServePlatform:
         return ServeSnapshot.parse(await self._rest("GET", _APPLICATIONS))
 
     async def _engine_log(self, snapshot: ServeSnapshot, name: str) -> str:
-        """The engine's own words: its process writes the cause to a log that Serve's message does not hold."""
+        """The engine's own words: the engine core and its workers write the cause to logs that Serve's message does not hold."""
         actor = snapshot.last_actor(name)
         if actor is None:
             return ""
-        params = {"actor_id": actor, "suffix": "err", "lines": str(_LOG_LINES)}
-        with contextlib.suppress(PlatformUnavailable, PlatformRejected):
-            return last_error(await self._rest("GET", "/api/v0/logs/file", params=params))
+        for suffix in ("out", "err"):  # vLLM logs its tracebacks to stdout; what Python or the kernel says is on stderr
+            params = {"actor_id": actor, "suffix": suffix, "lines": str(_LOG_LINES)}
+            with contextlib.suppress(PlatformUnavailable, PlatformRejected):
+                if cause := engine_error(await self._rest("GET", "/api/v0/logs/file", params=params)):
+                    return cause
         return ""
 
     async def _rest(self, method: str, path: str, **arguments: Any) -> str:
@@ -195,11 +197,3 @@ class ServePlatform:
         if answer.status != 200:
             raise PlatformUnavailable(f"Ray at {self._dashboard_url} answered {answer.status}: {text.strip()[:500]}")
         return text
-
-
-def last_error(log: str, lines: int = 12) -> str:
-    """The part of an engine's log that names the cause: the last exception line, with what stands before it."""
-    text = [line.rstrip() for line in log.splitlines() if line.strip()]
-    named = [i for i, line in enumerate(text) if "Error: " in line or "Exception: " in line or "Killed" in line]
-    end = named[0] + 1 if named else len(text)
-    return "\n".join(text[max(0, end - lines) : end])

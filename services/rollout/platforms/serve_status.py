@@ -4,6 +4,7 @@ Fields: ray.serve.schema.ServeInstanceDetails.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,10 @@ from services.serving.application import owner_of
 
 # Serve's options that a PUT must repeat: it starts Serve with them, and warns when they change.
 _OPTIONS = ("proxy_location", "http_options", "grpc_options", "target_capacity")
+
+# An exception as Python prints it, wherever the line's prefix ends; or the kernel's and Ray's words for a process out of memory.
+_CAUSE = re.compile(r"\b[A-Za-z_.]*(?:Error|Exception|Interrupt): .*|.*\b(?:Out of memory|OutOfMemory|SIGKILL)\b.*")
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,4 +117,21 @@ class ServeSnapshot:
     @staticmethod
     def _message(app: dict[str, Any]) -> str:
         messages = [app.get("message"), *(d.get("message") for d in (app.get("deployments") or {}).values())]
-        return "\n".join(dict.fromkeys(m.strip() for m in messages if m and m.strip()))
+        return " ".join(dict.fromkeys(_first_and_last(m) for m in messages if m and m.strip()))
+
+
+def engine_error(log: str) -> str:
+    """The line of an engine's log that names the cause, without the log's own prefix; empty when no line does.
+
+    It is the first one: the processes above the one that broke only report that something below them did.
+    """
+    for line in log.splitlines():
+        if found := _CAUSE.search(_ANSI.sub("", line)):
+            return found[0].strip()
+    return ""
+
+
+def _first_and_last(message: str) -> str:
+    """Serve's messages hold whole tracebacks: what happened stands in the first line, why in the last."""
+    lines = [line.strip() for line in _ANSI.sub("", message).splitlines() if line.strip()]
+    return lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"
