@@ -1,0 +1,174 @@
+"""Does outside the store what `decide` wants: engines on the platform, aliases and tags in the registry, answers to commands.
+
+Called by `reconcile` after the decision is stored. Every action is idempotent and wanted again until it is seen to be done, so a failure
+here is logged and left to the next look; only what is permanent (an artifact that is not there) is kept, as a refusal for `decide` to see.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Sequence
+from typing import Any, Final, Protocol
+
+from services.common.clock import Clock
+from services.common.identifiers import revision_name
+from services.rollout import reasons
+from services.rollout.actions import (
+    Action,
+    AnswerCommand,
+    ApplyRevision,
+    ClearChallenger,
+    RemoveRevision,
+    SetChallenger,
+    SetChampion,
+    TagVersion,
+)
+from services.rollout.errors import ArtifactError, RegistryError
+from services.rollout.observed import Refusal, VersionInfo
+from services.rollout.platforms.base import Platform, PlatformError, PlatformRejected, RevisionSpec
+from services.rollout.registry import Registry
+from services.rollout.resources import LLMService
+from services.rollout.revisions import engine_specification
+from services.store import Store
+
+log = logging.getLogger(__name__)
+
+REFUSAL_SECONDS: Final = 60.0
+"""After this a refused engine may be tried again: a person may have repaired what was wrong."""
+
+
+class Artifacts(Protocol):
+    """Brings a version's files to where engines read them."""
+
+    async def fetch(self, info: VersionInfo) -> str:
+        """Local folder or URI, verified. Raises ArtifactError (permanent) or RegistryUnavailable."""
+        ...
+
+
+class Executor:
+    """Acts for one service. Engines are started and removed in tasks of their own: a download must not keep the next look waiting."""
+
+    def __init__(
+        self, store: Store, registry: Registry, platform: Platform, artifacts: Artifacts, clock: Clock
+    ) -> None:
+        self._store, self._registry, self._platform, self._artifacts = store, registry, platform, artifacts
+        self._clock = clock
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._refused: dict[str, tuple[float, Refusal]] = {}
+
+    @property
+    def refused(self) -> dict[str, Refusal]:
+        """Engines that cannot be made, by name."""
+        limit = self._clock.monotonic() - REFUSAL_SECONDS
+        self._refused = {name: kept for name, kept in self._refused.items() if kept[0] > limit}
+        return {name: refusal for name, (_, refusal) in self._refused.items()}
+
+    def forgive(self) -> None:
+        """A new rollout begins: what was refused before may be tried again."""
+        self._refused.clear()
+
+    async def run(self, service: LLMService, rules: LLMService, actions: Sequence[Action]) -> None:
+        """Carries the actions out in order; those on the registry stop at the first failure. Raises StoreError."""
+        reachable = True
+        for action in actions:
+            if isinstance(action, ApplyRevision):
+                self._start(action.name, self._apply(service, rules, action))
+            elif isinstance(action, RemoveRevision):
+                self._start(action.name, self._remove(action.name))
+            elif isinstance(action, AnswerCommand):
+                await asyncio.to_thread(self._store.answer_command, action.id, action.answer)
+            elif reachable:
+                reachable = await self._tell_registry(service, action)
+
+    async def close(self) -> None:
+        """Ends the tasks; the next controller starts them again."""
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    async def idle(self) -> None:
+        """Returns when no engine is being started or removed."""
+        while self._tasks:
+            await asyncio.wait(list(self._tasks.values()))
+
+    async def _tell_registry(self, service: LLMService, action: Action) -> bool:
+        names = service.spec.model
+        model = names.registered_model
+        try:
+            if isinstance(action, SetChampion):
+                # Looked up again: between look and act a person may have moved it, and theirs is the last word.
+                found = await self._registry.alias(model, names.champion)
+                if found is not None and found.version == action.expected:
+                    await self._registry.set_alias(model, names.champion, action.version)
+            elif isinstance(action, ClearChallenger):
+                found = await self._registry.alias(model, names.challenger)
+                if found is not None and found.version == action.version:
+                    await self._registry.delete_alias(model, names.challenger)
+            elif isinstance(action, SetChallenger):
+                await self._registry.set_alias(model, names.challenger, action.version)
+            elif isinstance(action, TagVersion):
+                await self._registry.tag_version(model, action.version, action.tags)
+        except RegistryError as error:
+            log.warning("registry: %s; will be told at a later look", error)
+            return False
+        return True
+
+    def _start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        """One task an engine; while it runs, the same wish at later looks starts nothing."""
+        if name in self._tasks:
+            work.close()
+            return
+        task = asyncio.create_task(work, name=f"engine {name}")
+        self._tasks[name] = task
+        task.add_done_callback(lambda done: self._ended(name, done))
+
+    def _ended(self, name: str, task: asyncio.Task[None]) -> None:
+        self._tasks.pop(name, None)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("engine %s", name, exc_info=error)
+
+    async def _apply(self, service: LLMService, rules: LLMService, action: ApplyRevision) -> None:
+        # An edited resource names other engines: the one that was asked for comes from the resource that gives its name.
+        engine = next(
+            (
+                s.spec.engine
+                for s in (service, rules)
+                if revision_name(s.name, action.version, engine_specification(s.spec.engine)) == action.name
+            ),
+            service.spec.engine,
+        )
+        try:
+            info = await self._registry.version(service.spec.model.registered_model, action.version)
+            if info is None:
+                raise ArtifactError(reasons.ARTIFACT_MISSING, f"the registry has no version {action.version}")
+            artifact = await self._artifacts.fetch(info)
+            resources = {"CPU": engine.resources.cpu, "GPU": engine.resources.gpu}
+            await self._platform.apply(
+                RevisionSpec(
+                    name=action.name,
+                    service=service.name,
+                    artifact=artifact,
+                    engine=engine.arguments,
+                    resources={kind: amount for kind, amount in resources.items() if amount},
+                    replicas=action.replicas,
+                    max_ongoing_requests=engine.max_ongoing_requests,
+                )
+            )
+        except ArtifactError as error:
+            self._refuse(action.name, error.reason, str(error))
+        except PlatformRejected as error:
+            self._refuse(action.name, reasons.ENGINE_FAILED, str(error))
+        except (RegistryError, PlatformError) as error:
+            log.warning("engine %s: %s; will be tried again", action.name, error)
+
+    async def _remove(self, name: str) -> None:
+        try:
+            await self._platform.remove(name)
+            log.info("engine %s is removed", name)
+        except PlatformError as error:
+            log.warning("engine %s cannot be removed yet: %s", name, error)
+
+    def _refuse(self, name: str, reason: str, message: str) -> None:
+        log.warning("engine %s is refused: %s", name, message)
+        self._refused[name] = (self._clock.monotonic(), Refusal(reason, message))

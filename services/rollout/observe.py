@@ -1,0 +1,198 @@
+"""One look at everything outside: store, registry, platform, all at once. Called by `reconcile`; decides nothing.
+
+A registry or platform that is away is said to be away: the registry's last known aliases stay (marked stale), the platform's part is None.
+Without the store there is no look: its errors go up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from services.common.identifiers import uuid7
+from services.common.routing import Route
+from services.rollout.errors import EvaluationInvalid, RegistryError, RegistryRejected
+from services.rollout.observed import Aliases, Evaluations, Identity, Observed, Refusal
+from services.rollout.platforms.base import Platform, PlatformError, RevisionState
+from services.rollout.registry import Registry
+from services.rollout.resources import LLMService
+from services.rollout.status import Condition, RolloutStatus
+from services.store import Command, GatewayLease, RolloutRow, Store
+
+log = logging.getLogger(__name__)
+
+PLATFORM_TIMEOUT: Final = 15.0
+"""Seconds; a look must not wait for a platform that hangs."""
+HISTORY_SECONDS: Final = 7 * 86_400.0
+"""How far back stable's history is read for the design prior."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """A look: what `decide` sees, and what the rest of the loop needs of the same moment."""
+
+    observed: Observed
+    row: RolloutRow | None
+    now: float
+    watermark: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    row: RolloutRow | None
+    route: Route | None
+    leases: tuple[GatewayLease, ...]
+    commands: tuple[Command, ...]
+    now: float
+    watermark: float
+
+
+class Observer:
+    """Looks at one service. Remembers the last known aliases for the time when the registry is away."""
+
+    def __init__(self, store: Store, registry: Registry, platform: Platform, owner: str) -> None:
+        """`owner`: this controller's name in the registry's owner tags, without the service."""
+        self._store, self._registry, self._platform = store, registry, platform
+        self._owner = owner
+        self._aliases: Aliases | None = None
+        self._claimed: tuple[str, str, str] | None = None
+
+    async def look(
+        self, service: LLMService, conditions: tuple[Condition, ...], refused: Mapping[str, Refusal]
+    ) -> Sight:
+        """Raises StoreError; nothing else that is away is an error."""
+        stored, aliases, engines = await asyncio.gather(
+            asyncio.to_thread(self._read, service.name), self._steering(service), self._engines(service.name)
+        )
+        status = RolloutStatus.model_validate(stored.row.status) if stored.row is not None else None
+        active = status is not None and status.active
+        observed = Observed(
+            route=stored.route,
+            gateways=len(stored.leases),
+            acknowledged=_acknowledged(service.name, stored),
+            rollout=status,
+            rules=_rules(stored.row) if active else None,
+            conditions=conditions,
+            aliases=aliases,
+            engines=engines,
+            refused=refused,
+            commands=stored.commands,
+            identity=Identity(uuid7(), secrets.token_hex(16)),
+        )
+        if status is not None and status.debt.tag:
+            observed = replace(observed, tags=await self._tags(status))
+        if status is not None and status.active and status.stage == "gate":
+            observed = await self._gate(observed, status, observed.rules or service)
+        return Sight(observed, stored.row, stored.now, stored.watermark)
+
+    def _read(self, service: str) -> _Stored:
+        store = self._store
+        # The watermark first: whatever it covers is there when the rows are read.
+        watermark = store.watermark()
+        rows = store.rollouts(service, limit=1)
+        return _Stored(
+            row=rows[0] if rows else None,
+            route=store.route(service),
+            leases=tuple(store.leases()),
+            commands=tuple(store.commands(service)),
+            now=store.now(),
+            watermark=watermark,
+        )
+
+    async def _steering(self, service: LLMService) -> Aliases | None:
+        names = service.spec.model
+        try:
+            champion, challenger, owner = await asyncio.gather(
+                self._registry.alias(names.registered_model, names.champion),
+                self._registry.alias(names.registered_model, names.challenger),
+                self._foreign_owner(service),
+            )
+        except RegistryError as error:
+            log.warning("registry: %s", error)
+            if self._aliases is not None:
+                self._aliases = replace(self._aliases, fresh=False)
+        else:
+            self._aliases = Aliases(champion, challenger, owner=owner)
+        return self._aliases
+
+    async def _foreign_owner(self, service: LLMService) -> str | None:
+        """Another owner of our aliases. Asked until they are ours, then not again."""
+        names = service.spec.model
+        key = (names.registered_model, names.champion, names.challenger)
+        if self._claimed == key:
+            return None
+        me = f"{self._owner}/{service.name}"
+        try:
+            for alias in (names.champion, names.challenger):
+                owner = await self._registry.claim(names.registered_model, alias, me)
+                if owner != me:
+                    return owner
+        except RegistryRejected as error:
+            log.info("aliases of %s cannot be claimed yet: %s", names.registered_model, error)
+            return None
+        self._claimed = key
+        return None
+
+    async def _engines(self, service: str) -> dict[str, RevisionState] | None:
+        try:
+            async with asyncio.timeout(PLATFORM_TIMEOUT):
+                return await self._platform.observe(service)
+        except PlatformError as error:
+            log.warning("platform: %s", error)
+        except TimeoutError:
+            log.warning("platform: no answer within %g s", PLATFORM_TIMEOUT)
+        return None
+
+    async def _tags(self, status: RolloutStatus) -> Mapping[str, str] | None:
+        try:
+            info = await self._registry.version(status.model, status.version)
+        except RegistryError as error:
+            log.warning("registry: %s", error)
+            return None
+        return info.tags if info is not None else None
+
+    async def _gate(self, observed: Observed, status: RolloutStatus, rules: LLMService) -> Observed:
+        def history() -> Mapping[str, Any]:
+            since = self._store.now() - HISTORY_SECONDS
+            return self._store.baseline(status.service, status.champion_revision, since, rules.spec.rollout.horizon)
+
+        baseline = await asyncio.to_thread(history)
+        return replace(observed, baseline=baseline, evaluations=await self._evaluations(status))
+
+    async def _evaluations(self, status: RolloutStatus) -> Evaluations | None:
+        try:
+            candidate, champion = await asyncio.gather(
+                self._registry.version(status.model, status.version),
+                self._registry.version(status.model, status.champion_version),
+            )
+            return Evaluations(
+                candidate=await self._registry.evaluation(candidate) if candidate else None,
+                champion=await self._registry.evaluation(champion) if champion else None,
+            )
+        except EvaluationInvalid as error:
+            return Evaluations(None, None, invalid=str(error))
+        except RegistryError as error:
+            log.warning("registry: %s", error)
+            return None
+
+
+def _acknowledged(service: str, stored: _Stored) -> bool:
+    """Of the leases and the route of one look, so that a gateway that comes in between cannot be missed."""
+    if stored.route is None or not stored.leases:
+        return False
+    version = stored.route.version
+    return all(lease.routes.get(service, 0) >= version for lease in stored.leases)
+
+
+def _rules(row: RolloutRow | None) -> LLMService | None:
+    """The resource as it was at the rollout's start; one that this program cannot read any more gives way to the present one."""
+    try:
+        return LLMService.model_validate(row.spec) if row is not None else None
+    except ValidationError:
+        return None

@@ -1,0 +1,210 @@
+"""The loop of one service: observe, fold the evidence, decide, store the look in one transaction, act outside. Called by the controller
+every `rollout.look` seconds; the same in file mode and in a cluster.
+
+A crash before the transaction repeats the look; a crash after it leaves wishes that the next look sees to be open and acts on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from services.evidence import RateDetector
+from services.rollout.actions import Emit, PublishRoute
+from services.rollout.decide import Decision, decide
+from services.rollout.evidence_fold import Evidence
+from services.rollout.execute import Executor
+from services.rollout.observe import Observer, Sight
+from services.rollout.observed import EvidenceView
+from services.rollout.plans import plans
+from services.rollout.resources import GuardedStage, LLMService
+from services.rollout.status import Condition, RolloutStatus
+from services.store import AuditEntry, RolloutRow, Store, StoreError
+
+log = logging.getLogger(__name__)
+
+
+class Reconciler:
+    """One service. `service` may be replaced between looks when its resource changes."""
+
+    def __init__(self, service: LLMService, store: Store, observer: Observer, executor: Executor) -> None:
+        self.service = service
+        self._store, self._observer, self._executor = store, observer, executor
+        self.conditions: tuple[Condition, ...] = ()
+        self._evidence: Evidence | None = None
+        self._evidence_of: tuple[str, str] | None = None
+        self._looked: tuple[float, float] | None = None
+        self._readings: list[dict[str, Any]] = []
+
+    async def look(self) -> Decision:
+        """One look.
+
+        Raises:
+            StoreError: nothing was decided; what was folded is forgotten and read again from the store.
+        """
+        try:
+            sight = await self._observer.look(self.service, self.conditions, self._executor.refused)
+            rules = sight.observed.rules or self.service
+            evidence = await asyncio.to_thread(self._fold, sight, rules)
+            step = sight.observed.rollout.step if sight.observed.rollout else 0
+            view = evidence.view(step) if evidence is not None else EvidenceView()
+            decision = decide(self.service, sight.observed, view, sight.now)
+            await asyncio.to_thread(self._commit, sight, decision, evidence, view)
+        except StoreError:
+            self._evidence_of = None
+            raise
+        rollout = decision.status.rollout
+        if rollout is not None and rollout.id == sight.observed.identity.id:
+            self._executor.forgive()
+        self.conditions = decision.status.conditions
+        await self._executor.run(self.service, rules, decision.actions)
+        return decision
+
+    async def close(self) -> None:
+        """Ends what runs beside the looks."""
+        await self._executor.close()
+
+    def _fold(self, sight: Sight, rules: LLMService) -> Evidence | None:
+        """The evidence of the rollout's stage, up to the watermark. Runs in a thread: it reads the store and computes."""
+        rollout = sight.observed.rollout
+        if rollout is None or not rollout.active or rollout.stage == "gate":
+            self._evidence_of = None
+            return None
+        evidence = self._current(rollout, rules)
+        if rollout.stage == "rehearsal":
+            self._fold_rehearsal(evidence, rollout, rules, sight.watermark)
+        elif rollout.stage == "canary":
+            self._fold_canary(evidence, rollout, sight.watermark)
+        else:
+            self._fold_watch(evidence, rollout, rules, sight.watermark)
+        if self._looked is not None and rollout.stage == "canary":
+            late = self._store.late_rows(rollout.id, *self._looked)
+            if late:
+                evidence.counts["late"] = evidence.counts.get("late", 0) + late
+        self._looked = (sight.now, sight.watermark)
+        return evidence
+
+    def _current(self, rollout: RolloutStatus, rules: LLMService) -> Evidence:
+        key = (rollout.id, rollout.stage)
+        if self._evidence is not None and self._evidence_of == key:
+            return self._evidence
+        stored = self._store.evidence(rollout.id)
+        if stored is not None and stored["stage"] == rollout.stage:
+            evidence = Evidence.from_json(stored)
+        elif rollout.stage == "watch":
+            evidence = Evidence("watch", {})
+        else:
+            stage: GuardedStage = "rehearsal" if rollout.stage == "rehearsal" else "canary"
+            evidence = Evidence(stage, plans(rules, stage, rollout.baseline))
+        self._evidence, self._evidence_of, self._looked, self._readings = evidence, key, None, []
+        return evidence
+
+    def _fold_rehearsal(self, evidence: Evidence, rollout: RolloutStatus, rules: LLMService, until: float) -> None:
+        # The copies of a pair run one after the other, so a pair may take twice as long as a request to end.
+        settle = 2 * rules.spec.rollout.settle
+        while pairs := self._store.mirrored_pairs(rollout.id, evidence.pairs, until, settle):
+            evidence.fold_pairs(pairs, settle)
+        while judgements := self._store.judgements(rollout.id, evidence.judged):
+            evidence.fold_judgements(judgements)
+
+    def _fold_canary(self, evidence: Evidence, rollout: RolloutStatus, until: float) -> None:
+        if (faults := self._store.assignment_faults(rollout.id)) and evidence.fault is None:
+            evidence.fault = f"{faults} units were sent to an arm other than their first"
+            evidence.misassigned = True
+        salt = bytes.fromhex(rollout.salt)
+        weights: dict[int, int] | None = None
+        while evidence.fault is None and (closed := self._store.closed_units(rollout.id, evidence.units, until)):
+            if weights is None:
+                history = self._store.route_history(rollout.service, rollout.started_at)
+                weights = {route.version: route.weight for _, route in history if route.rollout == rollout.id}
+            evidence.fold_units(closed, rollout.id, salt, weights)
+
+    def _fold_watch(self, evidence: Evidence, rollout: RolloutStatus, rules: LLMService, until: float) -> None:
+        """Shares of failed requests per time bucket against what stable had during the comparison, plus the margin."""
+        promoted = rollout.decided_at or rollout.started_at
+        size = max(rules.spec.rollout.look, 1.0)
+        if evidence.detector is None:
+            before = self._store.traffic(rollout.service, rollout.started_at, promoted, size)
+            mine = [bucket for bucket in before if bucket["revision"] == rollout.champion_revision]
+            requests = sum(bucket["requests"] for bucket in mine)
+            rate = sum(bucket["errors"] for bucket in mine) / requests if requests else 0.0
+            margin = next((g.margin for g in rules.spec.rollout.guardrails if g.metric == "errors"), 0.01)
+            # At most alpha false alarms in the whole window: an average run of (buckets / alpha) values.
+            buckets = max(2.0, rules.spec.rollout.rollback_window / size)
+            evidence.detector = RateDetector(min(1.0, rate + margin), buckets / rules.spec.rollout.alpha)
+        started = evidence.watched_until or (promoted // size + 1) * size
+        end = until // size * size
+        if end > started:
+            traffic = self._store.traffic(rollout.service, started, end, size)
+            shares = [
+                b["errors"] / b["requests"] for b in traffic if b["revision"] == rollout.revision and b["requests"]
+            ]
+            evidence.watch(shares, end)
+
+    def _commit(self, sight: Sight, decision: Decision, evidence: Evidence | None, view: EvidenceView) -> None:
+        audit = [self._entry(sight.now, decision, action) for action in decision.actions if isinstance(action, Emit)]
+        for entry in audit:
+            log.info("%s: %s %s: %s", entry.service, entry.action, entry.reason, entry.message)
+        route = next((action.route for action in decision.actions if isinstance(action, PublishRoute)), None)
+        rollout = decision.status.rollout
+        if rollout is None:
+            # Before the first rollout there is no row to hang these on; audited first, since a route without its reason would be worse.
+            self._store.append_audit(audit)
+            if route is not None:
+                self._store.publish_route(route)
+            return
+        seen = sight.observed.rollout  # the readings are of the stage and step before the decision
+        step = seen.step if seen is not None else 0
+        readings = [{**reading.to_json(), "step": step} for reading in view.readings]
+        if readings == self._readings:
+            readings = []
+        same = sight.row is not None and sight.row.id == rollout.id and sight.row.status == rollout.to_json()
+        if same and not audit and not readings and route is None:
+            return
+        self._store.commit_look(
+            _row(rollout, self._spec(sight, rollout)),
+            evidence=evidence.to_json() if evidence is not None and (readings or not same) else None,
+            readings=[{**reading, "stage": evidence.stage} for reading in readings] if evidence is not None else (),
+            at=sight.now,
+            audit=audit,
+            route=route,
+        )
+        self._readings = readings or self._readings
+
+    def _spec(self, sight: Sight, rollout: RolloutStatus) -> Mapping[str, Any]:
+        if sight.row is not None and sight.row.id == rollout.id:
+            return sight.row.spec
+        return self.service.model_dump(mode="json", by_alias=True)
+
+    def _entry(self, at: float, decision: Decision, event: Emit) -> AuditEntry:
+        rollout = decision.status.rollout
+        about = rollout.id if rollout is not None and event.action != "condition" else None
+        return AuditEntry(
+            at=at,
+            service=self.service.name,
+            rollout=about,
+            actor=event.actor,
+            action=event.action,
+            reason=event.reason,
+            message=event.message,
+            evidence=event.evidence,
+        )
+
+
+def _row(rollout: RolloutStatus, spec: Mapping[str, Any]) -> RolloutRow:
+    return RolloutRow(
+        id=rollout.id,
+        service=rollout.service,
+        model=rollout.model,
+        version=rollout.version,
+        revision=rollout.revision,
+        stage=rollout.stage,
+        verdict=rollout.verdict,
+        reason=rollout.reason or None,
+        started_at=rollout.started_at,
+        finished_at=rollout.finished_at,
+        spec=spec,
+        status=rollout.to_json(),
+    )
