@@ -233,17 +233,24 @@ def migrate(store: StoreUrl = None) -> None:
 
 
 @app.command(rich_help_panel=RUN)
-def doctor(output: Output = "table") -> None:
+def doctor(
+    environment: Annotated[Path, typer.Option(help="The engine's virtual environment.")] = Path(".venv-engine"),
+    state: Annotated[Path, typer.Option(help="Folder whose disk the platform will fill.")] = Path("demo/run"),
+    output: Output = "table",
+) -> None:
     """Whether this machine can run an engine; what is missing, and the command that gets it.
 
     Example: understudy doctor
     """
-    from services.cli import preflight, tables
+    from dataclasses import asdict
 
-    document = preflight.examine()
-    _show(output, document, tables.doctor)
-    if not document["ok"]:
-        raise typer.Exit(CliError.exit_code)
+    from services.cli import tables
+    from services.serving.preflight import examine
+
+    findings = examine(environment, state)
+    _show(output, {"findings": [asdict(finding) for finding in findings]}, tables.doctor)
+    if missing := [finding.check for finding in findings if finding.required and not finding.ok]:
+        raise CliError(f"no engine can run here yet: see {', '.join(missing)} above")
 
 
 @app.command(rich_help_panel=RUN)

@@ -83,11 +83,16 @@ def explain(document: Mapping[str, Any]) -> None:
 
 def doctor(document: Mapping[str, Any]) -> None:
     """One row a check; what is missing with the command that gets it."""
-    table = _table("check", "", "what it found, or what to do")
-    for check in document["checks"]:
-        table.add_row(
-            check["name"], Text("ok", style="green") if check["ok"] else Text("missing", style="red"), check["message"]
+    table = _table("check", "", "what was found, and what to do")
+    for finding in document["findings"]:
+        word = (
+            Text("ok", "green")
+            if finding["ok"]
+            else Text("missing", "red")
+            if finding["required"]
+            else Text("slow", "yellow")
         )
+        table.add_row(finding["check"], word, finding["message"])
     console().print(table)
 
 

@@ -168,7 +168,7 @@ def _summary(row: RolloutRow, now: float) -> dict[str, Any]:
         "kind": state.kind,
         "stage": state.stage,
         "step": state.step,
-        "steps": len(row.spec.get("canary", {}).get("steps", ())) or None,
+        "steps": _steps(row),
         "weight": state.weight,
         "verdict": state.verdict,
         "decided_in": state.decided_in,
@@ -182,6 +182,12 @@ def _summary(row: RolloutRow, now: float) -> dict[str, Any]:
         "seconds": (now if row.finished_at is None else row.finished_at) - row.started_at,
         "users": users_of(state),
     }
+
+
+def _steps(row: RolloutRow) -> int | None:
+    """Canary steps of the resource that the rollout began under; None where it is of another version."""
+    steps = row.spec.get("spec", {}).get("rollout", {}).get("canary", {}).get("steps")
+    return None if steps is None else len(steps)
 
 
 def headline(state: RolloutStatus, now: float) -> str:

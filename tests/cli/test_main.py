@@ -273,6 +273,15 @@ def test_help_teaches(capsys: Capture) -> None:
         assert f"understudy {command}" in capsys.readouterr().out
 
 
+def test_doctor_says_what_is_missing_and_fails(tmp_path: Path, capsys: Capture) -> None:
+    assert run(["doctor", "--environment", str(tmp_path / "none"), "--state", str(tmp_path)]) == 1
+    captured = capsys.readouterr()
+    assert "make setup" in captured.out
+    assert captured.err.startswith("understudy: no engine can run here yet: see ")
+    assert "engine environment" in captured.err
+    assert len(captured.err.splitlines()) == 1
+
+
 def test_gate_refusal_is_told_by_its_numbers(store: Store, clock: HandClock, url: str, capsys: Capture) -> None:
     refused = row(
         "r6", "6", stage="finished", verdict="abort", reason="GateHarmful", message="v6 answers 21.0% of 300 items rightly, v2 90.0%",

@@ -6,10 +6,22 @@ from typing import Any
 
 from services.common.routing import Route, Target
 from services.evidence import Reading
+from services.rollout.resources import LLMService
 from services.rollout.status import RolloutStatus
 from services.store import AuditEntry, Exposure, Feedback, Observation, RolloutRow, Store
 
 START = 1_700_000_000.0
+
+
+SERVICE = LLMService.model_validate(
+    {
+        "metadata": {"name": "assistant"},
+        "spec": {
+            "model": {"registeredModel": "assistant"},
+            "rollout": {"canary": {"steps": [{"weight": 10}, {"weight": 50}]}},
+        },
+    }
+)
 
 
 class HandClock:
@@ -66,7 +78,7 @@ def row(rollout: str, version: str, *, started_at: float = START, **status: Any)
         reason=state.reason,
         started_at=started_at,
         finished_at=state.finished_at,
-        spec={},
+        spec=SERVICE.model_dump(mode="json", by_alias=True),
         status=state.to_json(),
     )
 
