@@ -25,7 +25,7 @@ WORDS: Final = {
 def console() -> Console:
     """Standard output as it is now; lines in a pipe are never folded."""
     screen = Console(highlight=False)
-    return screen if screen.is_terminal else Console(highlight=False, width=200)
+    return screen if screen.is_terminal else Console(highlight=False, width=10_000)
 
 
 def status(document: Mapping[str, Any]) -> None:

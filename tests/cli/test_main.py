@@ -49,7 +49,7 @@ def test_status_says_what_serves_and_what_is_awaited(running: RolloutRow, url: s
     for word in (
         "assistant-v1-7c1f",
         "assistant-v3-7c1f",
-        "canary step 2",
+        "canary step 2 of 2",
         "50 %",
         "66 candidate, 70 control",
         "ttft is not yet shown",
