@@ -184,7 +184,11 @@ class LocalStack:
         argv += ["--port", str(spec.registry_port), "--workers", "1"]
         argv += ["--backend-store-uri", f"sqlite:///{self.state / 'registry.db'}"]
         argv += ["--artifacts-destination", str(self.state / "artifacts")]
-        env = {"DO_NOT_TRACK": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        env = {
+            "DO_NOT_TRACK": "true",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        }
         env["MLFLOW_SERVER_ALLOWED_HOSTS"] = f"{spec.host}:{spec.registry_port},localhost:{spec.registry_port}"
         return self._child("mlflow", argv, env, f"http://{spec.host}:{spec.registry_port}/health", within=120)
 
