@@ -143,7 +143,7 @@ class Deliberation:
             admitted=False,
             held_since=None,
             paused_since=None,
-            previous=msgspec.to_builtins(self.stable),
+            previous=msgspec.json.decode(msgspec.json.encode(self.stable)),
             debt=Debt(
                 champion=rollout.version if mine else None,
                 expected=rollout.champion_version if mine else None,

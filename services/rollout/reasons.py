@@ -68,7 +68,6 @@ SPECIFICATION_REJECTED: Final = "SpecificationRejected"
 REGISTRY_UNAVAILABLE: Final = "RegistryUnavailable"
 PLATFORM_UNAVAILABLE: Final = "PlatformUnavailable"
 JUDGE_OFF: Final = "JudgeOff"
-COMMAND_REFUSED: Final = "CommandRefused"
 
 HARM: Final = {
     "errors": ERRORS_HARMFUL,

@@ -1,0 +1,569 @@
+"""Decisions as a table: what is so when a look is taken, which verdict falls, for which reason, in which stage. docs/concepts/verdicts.md
+repeats this table; `test_document` sees to it that no reason is missing there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from services.rollout import reasons
+from services.rollout.decide import decide
+from services.rollout.observed import Evaluation, EvidenceView, Ratio, Refusal
+from services.rollout.platforms.base import RevisionState
+from services.store import Command
+from tests.fakes.rollout_world import RIGHT, SHOWN, World, reading, service
+
+WRONG = Evaluation("data", {f"item-{i}": False for i in range(100)})
+OTHER = Evaluation("other", {f"item-{i}": True for i in range(100)})
+
+
+def _evaluated(evaluation: Evaluation | None) -> Callable[[World], None]:
+    return lambda world: world.evaluations.update({"2": evaluation})
+
+
+def _harm(metric: str) -> Callable[[World], None]:
+    def set_up(world: World) -> None:
+        world.evidence = EvidenceView(readings=(reading("other"), reading(metric, harmful=True)))
+
+    return set_up
+
+
+def _void(**view: object) -> Callable[[World], None]:
+    def set_up(world: World) -> None:
+        world.evidence = EvidenceView(**view)  # type: ignore[arg-type]
+
+    return set_up
+
+
+def _engine(phase: str) -> Callable[[World], None]:
+    def set_up(world: World) -> None:
+        assert world.rollout
+        name = world.rollout.engine
+        world.engines[name] = RevisionState(name, phase, 0, None, "CUDA out of memory")  # type: ignore[arg-type]
+
+    return set_up
+
+
+def _alias(name: str, version: str | None) -> Callable[[World], None]:
+    def set_up(world: World) -> None:
+        world.version("3")
+        world.aliases.pop(name)
+        if version:
+            world.aliases[name] = version
+
+    return set_up
+
+
+def _late(seconds: float) -> Callable[[World], None]:
+    def set_up(world: World) -> None:
+        world.now += seconds
+        world.evidence = EvidenceView(counts={"pairs": 3, "step_control": 3, "step_candidate": 3})
+
+    return set_up
+
+
+TABLE = [
+    ("gate", 0, _evaluated(WRONG), "abort", reasons.GATE_HARMFUL),
+    ("gate", 0, _evaluated(None), "error", reasons.EVALUATION_MISSING),
+    ("gate", 0, _evaluated(OTHER), "error", reasons.EVALUATION_MISMATCH),
+    ("rehearsal", 0, _harm("errors"), "abort", reasons.ERRORS_HARMFUL),
+    ("rehearsal", 0, _harm("ttft"), "abort", reasons.TTFT_HARMFUL),
+    ("rehearsal", 0, _harm("tokensPerSecond"), "abort", reasons.TOKENS_PER_SECOND_HARMFUL),
+    ("rehearsal", 0, _harm("judge"), "abort", reasons.JUDGE_HARMFUL),
+    ("rehearsal", 0, _engine("failed"), "abort", reasons.ENGINE_FAILED),
+    ("rehearsal", 0, _alias("challenger", "3"), "abort", reasons.CHALLENGER_MOVED),
+    ("rehearsal", 0, _alias("challenger", None), "abort", reasons.CHALLENGER_DELETED),
+    ("rehearsal", 0, _late(100), "hold", reasons.REHEARSAL_INCONCLUSIVE),
+    ("canary", 0, _harm("errors"), "abort", reasons.ERRORS_HARMFUL),
+    ("canary", 0, _harm("feedback"), "abort", reasons.FEEDBACK_HARMFUL),
+    ("canary", 1, _harm("ttft"), "abort", reasons.TTFT_HARMFUL),
+    ("canary", 0, _void(ratio=Ratio(5000.0, 1000.0, True)), "error", reasons.SAMPLE_RATIO_MISMATCH),
+    ("canary", 0, _void(fault="a unit in two arms", assignment=True), "error", reasons.ASSIGNMENT_FAULT),
+    ("canary", 0, _void(fault="a clock ran backwards"), "error", reasons.EVIDENCE_FAULT),
+    ("canary", 0, _engine("failed"), "abort", reasons.ENGINE_FAILED),
+    ("canary", 0, _alias("champion", "3"), "abort", reasons.CHAMPION_MOVED),
+    ("canary", 0, _late(100), "hold", reasons.STEP_INCONCLUSIVE),
+    ("canary", 1, _late(100), "hold", reasons.STEP_INCONCLUSIVE),
+    ("canary", 1, _void(readings=SHOWN, counts={"step_control": 50, "step_candidate": 50}), "continue", ""),
+    ("watch", 0, _void(alarm="failures have risen"), "abort", reasons.WATCH_ERRORS),
+    ("watch", 0, _alias("champion", "3"), "abort", reasons.CHAMPION_MOVED),
+]
+
+
+@pytest.mark.parametrize(("stage", "step", "happens", "verdict", "reason"), TABLE)
+def test_situation(stage: str, step: int, happens: Callable[[World], None], verdict: str, reason: str) -> None:
+    world = World()
+    world.reach(stage, step)
+    happens(world)
+    world.look()
+    rollout = world.rollout
+    assert rollout is not None
+    assert (rollout.verdict, rollout.reason) == (verdict, reason)
+    if verdict in ("abort", "error"):
+        assert rollout.decided_in == stage
+        assert rollout.stage == "finished"
+        world.look(times=5)
+        assert world.route is not None
+        candidate = world.route.candidate
+        assert candidate is None or candidate.version == "3", "no user may reach the candidate any more"
+        assert world.aliases.get("challenger") != "2"
+        assert world.versions["2"].tags["understudy.reason"] == reason
+        assert world.rollout is not None
+        expected = {"ChallengerMoved": "3", "ChampionMoved": "3"}.get(reason)
+        assert expected or rollout.engine not in world.engines, "its engine must go"
+
+
+def test_a_good_version_goes_all_the_way() -> None:
+    world = World()
+    world.reach("canary", 0)
+    assert world.route is not None
+    assert (world.route.weight, world.route.step) == (500, 0)
+    world.reach("watch")
+    assert world.rollout is not None
+    assert (world.rollout.verdict, world.rollout.reason) == ("advance", reasons.PROMOTED)
+    assert world.route.stable.version == "2"
+    assert world.aliases == {"champion": "2"}
+    assert len(world.engines) == 2, "the old revision stays warm"
+    world.look(times=40)
+    assert world.rollout.stage == "finished"
+    assert [name.startswith("assistant-v1") for name in world.removed] == [True]
+    assert world.versions["2"].tags["understudy.verdict"] == "advance"
+
+
+def test_the_first_start_needs_a_champion_and_then_its_engine() -> None:
+    world = World()
+    del world.aliases["champion"]
+    world.ready_at_once = False
+    world.look()
+    assert world.route is None
+    assert world.reasons[-1] == reasons.CHAMPION_MISSING
+    world.aliases["champion"] = "1"
+    world.look(times=3)
+    assert world.route is None, "nothing is published before the engine answers"
+    (name,) = world.engines
+    world.engines[name] = RevisionState(name, "ready", 1, "http://a/v1", "")
+    world.look(times=2)
+    assert world.route is not None
+    assert world.route.stable.addresses == ("http://a/v1",)
+
+
+def test_a_step_starts_when_every_gateway_obeys() -> None:
+    world = World()
+    world.reach("rehearsal")
+    world.evidence = EvidenceView(counts={"pairs": 50})
+    world.look(after=20.0)
+    world.acknowledges = False
+    world.look(after=200.0, times=3)
+    assert world.rollout is not None
+    assert world.rollout.stage == "canary"
+    assert world.rollout.stage_started_at is None, "waiting does not count as stage time"
+    assert world.rollout.verdict == "continue"
+    world.acknowledges = True
+    world.look()
+    assert world.rollout.stage_started_at == world.now
+
+
+def test_an_engine_that_does_not_start_in_time_is_given_up() -> None:
+    world = World(service())
+    world.look(times=3)
+    world.ready_at_once = False
+    world.aliases["challenger"] = "2"
+    world.look(times=5)
+    assert world.rollout is not None
+    assert world.rollout.verdict == "continue"
+    world.look(after=901.0)
+    assert (world.rollout.verdict, world.rollout.reason) == ("abort", reasons.ENGINE_START_TIMEOUT)
+    assert "loading" in world.rollout.message
+    assert world.route is not None
+    assert world.route.version == 1, "stable never noticed"
+
+
+def test_a_version_without_artifact_is_aborted_with_its_reason() -> None:
+    world = World()
+    world.look(times=3)
+    world.ready_at_once = False
+    world.aliases["challenger"] = "2"
+    world.look(times=2)
+    assert world.rollout is not None
+    world.refused = {world.rollout.engine: Refusal(reasons.ARTIFACT_MISSING, "runs:/run-2/model holds no files")}
+    world.look()
+    assert (world.rollout.verdict, world.rollout.reason) == ("abort", reasons.ARTIFACT_MISSING)
+
+
+def test_a_prompt_shares_the_engine_of_its_base() -> None:
+    world = World()
+    world.version("2", kind="prompt", base_version="1", system_prompt="be brief")
+    world.reach("canary", 1)
+    assert len(world.engines) == 1
+    assert world.route is not None
+    assert world.route.candidate is not None
+    assert world.route.candidate.system_prompt == "be brief"
+    assert world.route.candidate.model == world.route.stable.model
+    world.reach("watch")
+    world.look(times=40)
+    assert world.route.stable.version == "2"
+    assert len(world.engines) == 1, "the shared engine stays"
+    world.version("3", kind="prompt", base_version="1", system_prompt="be long")
+    world.aliases["challenger"] = "3"
+    world.look(times=2)
+    assert world.rollout is not None
+    assert (world.rollout.version, world.rollout.stage) == ("3", "rehearsal"), "the champion's weights are still v1's"
+
+
+@pytest.mark.parametrize(
+    ("tags", "reason"),
+    [
+        ({"kind": "prompt", "base_version": "7", "system_prompt": "x"}, reasons.BASE_NOT_CHAMPION),
+        ({"kind": "prompt", "base_version": "1"}, reasons.KIND_UNSUPPORTED),
+        ({"kind": "adapter"}, reasons.KIND_UNSUPPORTED),
+    ],
+)
+def test_what_cannot_be_served_is_refused_at_once(tags: dict[str, str], reason: str) -> None:
+    world = World()
+    world.version("2", **tags)
+    world.look(times=3)
+    world.aliases["challenger"] = "2"
+    world.look(times=3)
+    assert world.rollout is not None
+    assert (world.rollout.verdict, world.rollout.reason) == ("abort", reason)
+    assert "challenger" not in world.aliases
+    assert len(world.engines) == 1
+
+
+def test_a_champion_as_challenger_only_loses_the_alias() -> None:
+    world = World()
+    world.look(times=3)
+    world.aliases["challenger"] = "1"
+    world.look(times=3)
+    assert world.rollout is None
+    assert world.aliases == {"champion": "1"}
+
+
+def test_minimum_accuracy() -> None:
+    world = World(service(gate={"minimumAccuracy": 0.9}))
+    half = Evaluation("data", {f"item-{i}": i % 2 == 0 for i in range(100)})
+    world.evaluations = {"1": half, "2": half}
+    world.reach("gate")
+    world.look()
+    assert world.rollout is not None
+    assert world.rollout.reason == reasons.GATE_BELOW_MINIMUM
+
+
+def test_a_disabled_gate_needs_no_evaluation() -> None:
+    world = World(service(gate={"enabled": False}))
+    world.evaluations = {"1": None, "2": None}
+    world.reach("rehearsal")
+    assert reasons.GATE_SKIPPED in world.reasons
+
+
+def test_nothing_ships_without_what_must_be_shown() -> None:
+    world = World()
+    world.reach("canary", 1)
+    enough = {"step_control": 500, "step_candidate": 500}
+    world.evidence = EvidenceView(readings=(SHOWN[0], reading("ttft")), counts=enough)
+    world.look(after=20.0, times=3)
+    assert world.rollout is not None
+    assert world.rollout.stage == "canary"
+    assert "ttft" in world.rollout.conditions[0].message
+    world.evidence = EvidenceView(readings=SHOWN, counts=enough)
+    world.look()
+    assert world.rollout.verdict == "advance"
+
+
+def test_a_held_rollout_loses_its_weight_in_time_and_can_be_resumed() -> None:
+    world = World()
+    world.reach("canary", 1)
+    world.look(after=101.0)
+    assert world.rollout is not None
+    assert world.route is not None
+    assert (world.rollout.verdict, world.route.weight) == ("hold", 5000)
+    world.evidence = EvidenceView(readings=SHOWN, counts={"step_control": 50, "step_candidate": 50})
+    world.look(after=20.0)
+    assert world.rollout.verdict == "hold", "a held rollout never ships by itself"
+    world.look(after=40.0, times=2)
+    assert (world.rollout.reason, world.route.weight) == (reasons.HOLD_EXPIRED, 0)
+    world.evidence = EvidenceView()
+    assert world.order("resume") == "resumed"
+    world.look(times=2)
+    assert (world.rollout.verdict, world.route.weight) == ("continue", 5000)
+
+
+def test_harm_ends_a_held_rollout() -> None:
+    world = World()
+    world.reach("canary", 0)
+    world.look(after=101.0)
+    _harm("errors")(world)
+    world.look()
+    assert world.rollout is not None
+    assert world.rollout.verdict == "abort"
+
+
+def test_pause_stops_the_clock_but_not_harm() -> None:
+    world = World()
+    world.reach("canary", 0)
+    assert world.order("pause") == "paused"
+    world.evidence = EvidenceView(counts={"step_control": 50, "step_candidate": 50})
+    world.look(after=500.0)
+    assert world.rollout is not None
+    assert (world.rollout.step, world.rollout.verdict) == (0, "continue")
+    assert world.order("resume") == "resumed"
+    assert world.rollout.step == 0, "the pause did not count as stage time"
+    world.look(after=20.0)
+    assert world.rollout.step == 1
+    world.order("pause")
+    _harm("feedback")(world)
+    world.look()
+    assert world.rollout.verdict == "abort"
+
+
+def test_paused_in_the_resource() -> None:
+    world = World(service(paused=True))
+    world.look(times=3)
+    world.aliases["challenger"] = "2"
+    world.look(times=5)
+    assert world.rollout is not None
+    assert world.rollout.stage == "gate"
+    world.service = service()
+    world.look(times=2)
+    assert world.rollout.stage == "rehearsal"
+
+
+def test_approval() -> None:
+    steps = [{"weight": 50, "minDuration": "1s", "minUnits": 1, "maxDuration": "100s", "approval": True}]
+    world = World(service(canary={"steps": steps}))
+    world.reach("canary")
+    world.evidence = EvidenceView(readings=SHOWN, counts={"step_control": 50, "step_candidate": 50})
+    world.look(after=50.0)
+    assert world.rollout is not None
+    assert world.rollout.conditions[0].reason == reasons.AWAITING_APPROVAL
+    assert world.order("approve") == "step 1 is approved"
+    assert world.rollout.verdict == "advance"
+
+
+@pytest.mark.parametrize(
+    ("stage", "verb", "answer", "verdict"),
+    [
+        ("canary", "abort", "aborted", "abort"),
+        ("canary", "promote", "promoted", "advance"),
+        ("rehearsal", "promote", "promoted", "advance"),
+        ("rehearsal", "approve", "refused: only canary steps are approved", "continue"),
+        ("canary", "resume", "it is neither paused nor held", "continue"),
+        ("watch", "abort", "rolled back", "abort"),
+        ("watch", "promote", "it is promoted already", "advance"),
+        (
+            "watch",
+            "pause",
+            "refused: the candidate is promoted; only abort is possible in the rollback window",
+            "advance",
+        ),
+    ],
+)
+def test_commands(stage: str, verb: str, answer: str, verdict: str) -> None:
+    world = World()
+    world.reach(stage)
+    assert world.order(verb) == answer
+    assert world.rollout is not None
+    assert world.rollout.verdict == verdict
+    if answer in ("aborted", "promoted", "rolled back"):
+        assert next(e for e in world.audit if e.action == verdict and e.actor == "ada")
+
+
+def test_commands_without_a_rollout_are_refused() -> None:
+    world = World()
+    world.look(times=3)
+    assert world.order("abort") == "refused: the service has had no rollout"
+    world.reach("canary")
+    assert world.order("abort", rollout="another").startswith("refused: the newest rollout is")
+    world.order("abort")
+    assert world.order("promote").endswith("has ended with abort")
+
+
+def test_a_command_is_obeyed_once_though_its_answer_is_lost() -> None:
+    world = World()
+    world.reach("canary", 0)
+    world.order("pause")
+    held = dict(world.commands)
+    world.order("resume")
+    decision_answer = world.rollout.answered if world.rollout else {}
+    assert decision_answer
+    repeated = next(iter(decision_answer))
+    world.commands = {**held, repeated: Command(repeated, "assistant", None, "abort", "ada", "", world.now)}
+    world.look()
+    assert world.rollout is not None
+    assert world.rollout.verdict == "continue", "its id was answered already"
+
+
+def test_resume_after_an_error_starts_anew_under_another_id() -> None:
+    world = World()
+    world.reach("canary")
+    _void(fault="a clock ran backwards")(world)
+    world.look(times=4)
+    assert world.rollout is not None
+    first = world.rollout.id
+    world.evidence = EvidenceView()
+    assert world.order("resume") == "v2 starts again under a new rollout"
+    world.look(times=2)
+    assert world.rollout.id != first
+    assert world.rollout.active
+
+
+def test_rolling_back_in_the_watch_restores_champion_and_route() -> None:
+    world = World()
+    world.reach("watch")
+    world.look(times=2)
+    world.evidence = EvidenceView(alarm="failures have risen")
+    world.look(times=4)
+    assert world.route is not None
+    assert world.route.stable.version == "1"
+    assert world.aliases == {"champion": "1"}
+    assert world.versions["2"].tags["understudy.verdict"] == "abort"
+    assert [name[:12] for name in world.engines] == ["assistant-v1"]
+
+
+def test_a_champion_moved_by_hand_serves_once_it_is_ready() -> None:
+    world = World()
+    world.look(times=3)
+    world.ready_at_once = False
+    world.aliases["champion"] = "2"
+    world.look(times=3)
+    assert world.route is not None
+    assert world.route.stable.version == "1", "stable serves on"
+    name = next(name for name in world.engines if name.startswith("assistant-v2"))
+    world.engines[name] = RevisionState(name, "ready", 1, "http://two/v1", "")
+    world.look(times=3)
+    assert world.route.stable.version == "2"
+    assert list(world.engines) == [name]
+
+
+def test_our_own_promotion_is_not_mistaken_for_a_persons_while_the_registry_is_away() -> None:
+    world = World()
+    world.reach("canary", 1)
+    world.evidence = EvidenceView(readings=SHOWN, counts={"step_control": 50, "step_candidate": 50})
+    world.registry_away = True
+    world.look(after=20.0, times=3)
+    assert world.rollout is not None
+    assert world.rollout.conditions[0].reason == reasons.AWAITING_REGISTRY, "promotion waits for the registry"
+    world.registry_away = False
+    again = [decide(world.service, world.observed(), world.evidence, world.now) for _ in range(3)]
+    assert {repr(decision) for decision in again} == {repr(again[0])}, "the same look, repeated, decides the same"
+    world.look()
+    assert world.aliases["champion"] == "2"
+    world.aliases["champion"] = "1"  # as if the write had been lost
+    world.look()
+    assert world.aliases["champion"] == "2"
+    assert world.rollout.verdict == "advance"
+
+
+def test_harm_aborts_while_the_registry_is_away_and_it_is_told_later() -> None:
+    world = World()
+    world.reach("canary", 0)
+    world.registry_away = True
+    _harm("errors")(world)
+    world.look(times=3)
+    assert world.route is not None
+    assert world.route.candidate is None
+    assert world.aliases["challenger"] == "2"
+    world.registry_away = False
+    world.look(times=4)
+    assert "challenger" not in world.aliases
+    assert world.versions["2"].tags["understudy.reason"] == reasons.ERRORS_HARMFUL
+
+
+def test_an_engine_goes_only_after_every_gateway_obeys() -> None:
+    world = World()
+    world.reach("canary", 0)
+    _harm("errors")(world)
+    world.look()
+    world.acknowledges = False
+    world.look(times=3)
+    assert len(world.engines) == 2
+    world.acknowledges = True
+    world.look()
+    assert len(world.engines) == 1
+
+
+def test_a_platform_that_is_away_changes_nothing() -> None:
+    world = World()
+    world.reach("canary", 0)
+    before = world.route
+    world.platform_away = True
+    world.look(times=3)
+    assert world.route == before
+    assert world.rollout is not None
+    assert world.rollout.verdict == "continue"
+
+
+def test_weight_rises_only_with_capacity() -> None:
+    resource = service()
+    engine = resource.spec.engine.model_copy(
+        update={"replicas": resource.spec.engine.replicas.model_copy(update={"max": 4})}
+    )
+    resource = resource.model_copy(update={"spec": resource.spec.model_copy(update={"engine": engine})})
+    world = World(resource)
+    world.reach("canary", 0)
+    assert world.route is not None
+    stable = world.route.stable.model
+    world.engines[stable] = RevisionState(stable, "ready", 4, f"http://{stable}/v1", "")
+    world.ready_at_once = False
+    world.evidence = EvidenceView(counts={"step_control": 50, "step_candidate": 50})
+    world.look(after=20.0)
+    assert world.rollout is not None
+    assert world.rollout.step == 0
+    assert world.rollout.conditions[0].reason == reasons.AWAITING_CAPACITY
+    name = world.rollout.engine
+    world.engines[name] = RevisionState(name, "ready", 2, f"http://{name}/v1", "")
+    world.look()
+    assert world.rollout.step == 1
+
+
+def test_an_edited_specification_is_rolled_out_like_a_version() -> None:
+    world = World()
+    world.look(times=3)
+    spec = world.service.spec
+    edited = spec.engine.model_copy(update={"arguments": {"max_model_len": 512}})
+    world.service = world.service.model_copy(update={"spec": spec.model_copy(update={"engine": edited})})
+    world.look(times=4)
+    assert world.rollout is not None
+    assert (world.rollout.trigger, world.rollout.version) == ("specification", "1")
+    _harm("ttft")(world)
+    world.look(times=6)
+    first = world.rollout.id
+    world.evidence = EvidenceView()
+    world.look(times=4)
+    assert world.rollout.id == first, "a rejected specification is not tried again"
+    assert world.reasons.count(reasons.SPECIFICATION_REJECTED) == 1
+    assert len(world.engines) == 1
+
+
+def test_a_new_challenger_ends_the_watch() -> None:
+    world = World()
+    world.reach("watch")
+    world.look(times=2)
+    world.version("3")
+    world.aliases["challenger"] = "3"
+    world.look(times=3)
+    assert world.rollout is not None
+    assert world.rollout.version == "3"
+
+
+def test_rollout_status_survives_json() -> None:
+    world = World()
+    world.reach("watch")
+    assert world.rollout is not None
+    assert type(world.rollout).model_validate(world.rollout.to_json()) == world.rollout
+
+
+def test_document() -> None:
+    text = Path("docs/concepts/verdicts.md").read_text(encoding="utf-8")
+    every = {value for name, value in vars(reasons).items() if name.isupper() and isinstance(value, str)}
+    assert {reason for reason in every if f"`{reason}`" not in text} == set()
+
+
+def test_evaluations_that_agree_pass() -> None:
+    world = World()
+    assert world.evaluations["2"] == RIGHT
+    world.reach("rehearsal")
+    assert reasons.GATE_PASSED in world.reasons
