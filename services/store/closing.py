@@ -45,6 +45,8 @@ class Closing:
             select(*EXPOSURE_COLUMNS)
             .where(
                 exposures.c.rollout == rollout,
+                exposures.c.closes_at
+                >= after[0],  # implied by the next; PostgreSQL's planner can estimate only this one
                 tuple_(exposures.c.closes_at, exposures.c.unit) > after,
                 exposures.c.closes_at <= until,
             )

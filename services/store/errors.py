@@ -1,7 +1,7 @@
 """What the store raises; every other error is a fault of this package.
 
     StoreError                the write itself was refused (a row that breaks the schema); trying again does not help
-    ├── StoreUnavailable      connection lost, locked, timed out, disk full: try again later, nothing of the transaction was kept
+    ├── StoreUnavailable      connection lost, locked, timed out, disk full: repeat later, safe even if the commit had come through
     ├── StoreCorrupt          the database's file or pages are damaged: restore a backup
     └── SchemaMismatch        no tables, or those of another version: `understudy migrate`
 

@@ -47,7 +47,7 @@ class Rollouts:
             route: the service's route from now on.
 
         Raises:
-            StoreUnavailable: nothing is stored; repeat the look later.
+            StoreUnavailable: repeat the same look later.
         """
         with self._database.write() as connection:
             self._put_rollout(connection, row)

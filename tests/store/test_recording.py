@@ -133,7 +133,8 @@ def test_request_is_the_attempt_that_answered(store: Store, now: float) -> None:
 
 @given(st.lists(st.lists(st.integers(1, 60), max_size=20), max_size=8))
 def test_merged_ranges_hold_just_the_numbers_received(batches: list[list[int]]) -> None:
-    upto, ranges = 0, []
+    upto = 0
+    ranges: list[list[int]] = []
     for batch in batches:
         upto, ranges = merge(upto, ranges, batch)
     held = set(range(1, upto + 1)).union(*(range(first, last + 1) for first, last in ranges))
