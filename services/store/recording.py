@@ -27,7 +27,9 @@ class Recording:
     _database: Database
 
     def write(self, batch: Sequence[Record]) -> None:
-        """Store records in one transaction: all, or on an error none (unless the connection broke in the commit itself, which a repeat puts right).
+        """Store records in one transaction: all, or on an error none.
+
+        Where the connection broke in the commit itself they may be stored all the same; a repeat puts that right.
 
         A record whose key is already there is ignored, so a batch may be repeated whenever it is unknown whether it arrived. Of exposures
         the first one stored stays; a later one of the same unit on another arm is kept as an assignment fault. NUL characters, which
