@@ -200,6 +200,8 @@ class Recorder:
             raise
         self._advance(batch[-1].sequence)
         self._disk_since = recorded_at(batch[-1])
+        if self._stored >= self._disk_through:
+            self._disk = None  # it may have read on into what the queue holds
 
     def _read(self, disk: Iterator[Record], through: int) -> list[Record]:
         batch = itertools.islice(disk, self._settings.batch_rows)

@@ -153,9 +153,10 @@ def _deeper_than(body: bytes, depth: int) -> bool:
     """Counts in C: strings and everything but brackets go at once, then one level of empty brackets after the other."""
     brackets = _NOT_BRACKETS.sub(b"", body)
     for _ in range(depth):
-        if not brackets:
-            return False
-        brackets = re.sub(rb"\[\]|\{\}", b"", brackets)
+        inner = brackets.replace(b"[]", b"").replace(b"{}", b"")
+        if len(inner) == len(brackets):
+            break
+        brackets = inner
     return bool(brackets)
 
 

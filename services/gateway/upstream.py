@@ -7,7 +7,8 @@ followed; no header of the client's goes to the engine, and only the content typ
 from __future__ import annotations
 
 import asyncio
-from typing import NoReturn
+import io
+from typing import Final, NoReturn
 
 import aiohttp
 from yarl import URL
@@ -19,7 +20,9 @@ from services.gateway.measure import EventStream, Meter, Rename
 from services.gateway.requests import ModelRequest
 from services.store.records import Outcome
 
-REFUSAL_BYTES = 64 * 1024
+AT_ONCE_BYTES: Final = 512 * 1024
+"""Longest body that is sent in one piece."""
+REFUSAL_BYTES: Final = 64 * 1024
 """Most that is read of an engine's error body."""
 
 
@@ -70,7 +73,7 @@ class Attempt:
         self._response: aiohttp.ClientResponse | None = None
 
     async def open(self, session: aiohttp.ClientSession, request_id: str, seconds: float) -> None:
-        """Sends the request; returns once the first event (of a stream) or the whole answer is in `body`.
+        """Sends the request; returns once the first token (of a stream) or the whole answer is in `body`.
 
         Raises:
             AttemptFailed: anything but that, `seconds` without it included.
@@ -148,7 +151,9 @@ class Attempt:
         headers = {"Content-Type": "application/json", "X-Request-Id": request_id}
         for url in self._urls:
             try:
-                return await session.post(url, data=self._body, headers=headers, allow_redirects=False)
+                # aiohttp writes bytes at once and a file piece by piece: a large body must not hold up everyone else.
+                data = self._body if len(self._body) <= AT_ONCE_BYTES else io.BytesIO(self._body)
+                return await session.post(url, data=data, headers=headers, allow_redirects=False)
             except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
                 continue
         raise AttemptFailed("connect")
@@ -158,11 +163,12 @@ class Attempt:
         raise AttemptFailed(f"status_{response.status}", response.status, body)
 
     async def _first_event(self, response: aiohttp.ClientResponse) -> None:
-        while not self.body and not self.meter.done:
+        """Reads up to the first token. What comes before it (the role) waits, so that a failure can still fall back."""
+        while self.meter.ttft is None and not self.meter.done:
             chunk = await response.content.readany()
             if not chunk:
                 raise AttemptFailed("truncated")
-            self.body = self._events.feed(chunk, self._clock.monotonic())
+            self.body += self._events.feed(chunk, self._clock.monotonic())
         self.content_type = b"text/event-stream; charset=utf-8"
 
     async def _whole(self, response: aiohttp.ClientResponse) -> bytes:

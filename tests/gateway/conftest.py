@@ -69,7 +69,7 @@ async def start(store: Store, tmp_path: Path) -> AsyncIterator[Start]:
             if published is not None:
                 store.publish_route(published)
             given = {key: changes.pop(key) for key in ("clock", "store_factory") if key in changes}
-            settings = gateway_settings(store.url, tmp_path / "state", **changes)
+            settings = gateway_settings(store.url, changes.pop("state_dir", tmp_path / "state"), **changes)
             return await stack.enter_async_context(running_gateway(settings, **given))
 
         yield begin
