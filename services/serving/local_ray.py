@@ -131,8 +131,6 @@ class LocalRay:
             "RAY_USAGE_STATS_ENABLED": "0",
             # Workers that fetched a model stay idle with all of vLLM imported, 1 GB each; Ray would keep one per declared CPU.
             "RAY_num_workers_soft_limit": "0",
-            # The hook imports vLLM in every worker, also where it is not needed.
-            "RAYLLM_ENABLE_WORKER_PROCESS_SETUP_HOOK": "0",
             # The stock direct path: HAProxy to the replica, no Python proxy between.
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
             "RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING": "1",
@@ -180,7 +178,7 @@ async def end_tagged(tag: str) -> int:
     _signal(heads, kill=False)  # Ray's head takes its children down in order
     loop = asyncio.get_running_loop()
     deadline = loop.time() + _STOP_SECONDS
-    while tagged(tag) and loop.time() < deadline:
+    while tagged(tag) and loop.time() < deadline:  # noqa: ASYNC110  (processes that are not our children send no event)
         await asyncio.sleep(0.2)
     while found := tagged(tag):
         _signal(found, kill=True)
