@@ -14,7 +14,7 @@ import aiohttp
 
 from services.rollout.platforms.base import PlatformRejected, PlatformUnavailable, RevisionSpec, RevisionState
 from services.rollout.platforms.serve_status import ServeSnapshot, engine_error
-from services.serving.application import EngineSpec, route_prefix, serve_application
+from services.serving.application import EngineSpec, owner_of, route_prefix, serve_application
 from services.serving.errors import InvalidEngineSpec
 
 _APPLICATIONS = "/api/serve/applications/"
@@ -27,6 +27,8 @@ _WARM_UP_TIMEOUT = aiohttp.ClientTimeout(total=60)
 
 # Ray answers a PUT only after it has started its controller and proxies, which takes tens of seconds on a busy machine.
 _REST_TIMEOUT = aiohttp.ClientTimeout(total=120)
+
+_Applications = dict[str, dict[str, Any]]  # by name, as declared
 
 
 class ServePlatform:
@@ -63,12 +65,16 @@ class ServePlatform:
         except InvalidEngineSpec as error:
             raise PlatformRejected(f"revision {revision.name}: {error}") from error
         self._refuse_others(await self._snapshot(), application)
-        await self._write(lambda current: [*(a for a in current if a["name"] != revision.name), application])
+        await self._write(lambda current: {**current, revision.name: application})
 
     async def remove(self, name: str) -> None:
         """See `Platform.remove`. Raises PlatformUnavailable."""
         self._forget(name)
-        await self._write(lambda current: [a for a in current if a["name"] != name])
+        await self._write(
+            lambda current: {
+                n: app for n, app in current.items() if n != name or owner_of(app.get("route_prefix")) is None
+            }
+        )
 
     async def observe(self, service: str) -> dict[str, RevisionState]:
         """See `Platform.observe`. Raises PlatformUnavailable."""
@@ -136,11 +142,11 @@ class ServePlatform:
         if held is not None and held != prefix:
             raise PlatformRejected(f"Ray Serve already has an application {name!r} that is not ours (at {held})")
 
-    async def _write(self, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> None:
-        """Reads all applications, changes the list, writes it back.
+    async def _write(self, change: Callable[[_Applications], _Applications]) -> None:
+        """Reads all applications, changes the mapping, writes it back.
 
-        The PUT replaces everything and Serve knows no versions, so a second writer can undo ours between our read and our write, and we
-        his: afterwards the list is read again, and what is missing is written once more.
+        The PUT replaces everything and Serve knows no versions, so a second writer can undo ours between our read and our write: it is
+        read again afterwards, and what is missing is written once more.
         """
         async with self._writing:
             for _ in range(_WRITE_ATTEMPTS):
@@ -148,7 +154,7 @@ class ServePlatform:
                 wanted = change(before.declared())
                 if wanted == before.declared():
                     return
-                await self._put(before, wanted)
+                await self._put(before, list(wanted.values()))
             after = (await self._snapshot()).declared()
             if change(after) != after:
                 raise PlatformUnavailable("another writer keeps changing Ray Serve's applications; will try again")

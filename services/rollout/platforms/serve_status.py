@@ -45,17 +45,17 @@ class ServeSnapshot:
             return None
         return {key: self.document[key] for key in _OPTIONS if self.document.get(key) is not None}
 
-    def declared(self) -> list[dict[str, Any]]:
-        """The applications that a PUT must repeat to keep them, with the config they were deployed by.
+    def declared(self) -> dict[str, dict[str, Any]]:
+        """The applications that a PUT must repeat to keep them, by name, with the config they were deployed by.
 
         Those being deleted are left out: repeating one would bring it back. Applications deployed from code are left out as well: Serve
         does not count them among those that a PUT replaces.
         """
-        return [
-            app["deployed_app_config"]
-            for app in self._apps().values()
+        return {
+            name: app["deployed_app_config"]
+            for name, app in self._apps().items()
             if app.get("source") == "declarative" and app.get("deployed_app_config") and app.get("status") != "DELETING"
-        ]
+        }
 
     def revisions(self, service: str) -> Iterator[str]:
         """Names of the service's applications."""
