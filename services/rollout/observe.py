@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -53,13 +53,25 @@ class _Stored:
     watermark: float
 
 
+def fresh_identity() -> Identity:
+    """A name and a salt that no rollout had before."""
+    return Identity(uuid7(), secrets.token_hex(16))
+
+
 class Observer:
     """Looks at one service. Remembers the last known aliases for the time when the registry is away."""
 
-    def __init__(self, store: Store, registry: Registry, platform: Platform, owner: str) -> None:
-        """`owner`: this controller's name in the registry's owner tags, without the service."""
+    def __init__(
+        self,
+        store: Store,
+        registry: Registry,
+        platform: Platform,
+        owner: str,
+        identity: Callable[[], Identity] = fresh_identity,
+    ) -> None:
+        """`owner`: this controller's name in the registry's owner tags, without the service. `identity`: draws names of new rollouts."""
         self._store, self._registry, self._platform = store, registry, platform
-        self._owner = owner
+        self._owner, self._identity = owner, identity
         self._aliases: Aliases | None = None
         self._claimed: tuple[str, str, str] | None = None
 
@@ -83,7 +95,7 @@ class Observer:
             engines=engines,
             refused=refused,
             commands=stored.commands,
-            identity=Identity(uuid7(), secrets.token_hex(16)),
+            identity=self._identity(),
         )
         if status is not None and status.debt.tag:
             observed = replace(observed, tags=await self._tags(status))

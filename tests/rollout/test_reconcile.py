@@ -1,0 +1,285 @@
+"""The loop on a real store: evidence from rows to verdict, crashes at any point, parts that are away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.rollout import reasons
+from services.rollout.actions import Action
+from services.rollout.execute import Executor
+from services.rollout.observe import Observer, fresh_identity
+from services.rollout.observed import Evaluation, Identity, VersionInfo
+from services.rollout.reconcile import Reconciler
+from services.rollout.resources import LLMService
+from services.rollout.status import RolloutStatus
+from services.store import Store, StoreUnavailable, migrate, open_store
+from tests.fakes.platform import FakePlatform
+from tests.fakes.registry import FakeRegistry
+from tests.fakes.rollout_rows import HandClock
+from tests.fakes.rollout_world import service
+from tests.fakes.traffic import Behaviour, Traffic
+
+RIGHT = Evaluation("data", {f"item-{i}": True for i in range(50)})
+GUARDRAILS = [
+    {"metric": "errors", "margin": 0.1, "mode": "nonInferior"},
+    {"metric": "ttft", "margin": 0.5, "mode": "nonInferior", "quantile": 0.5},
+    {"metric": "tokensPerSecond", "margin": 0.5},
+    {"metric": "feedback", "margin": 0.1},
+]
+GOOD = Behaviour()
+
+
+class Files:
+    """Artifacts that are always there."""
+
+    async def fetch(self, info: VersionInfo) -> str:
+        return f"/models/{info.version}"
+
+
+class Stage:
+    """Everything around a reconciler; `restart` throws the reconciler away as a crash would."""
+
+    def __init__(
+        self,
+        url: str,
+        behave: Callable[[str], Behaviour],
+        resource: LLMService | None = None,
+        identity: Callable[[], Identity] = fresh_identity,
+    ) -> None:
+        self.identity = identity
+        self.clock = HandClock()
+        self.store: Store = open_store(url, self.clock)
+        self.registry = FakeRegistry()
+        self.platform = FakePlatform()
+        self.service = resource or service(guardrails=GUARDRAILS, alpha=0.1)
+        for version in ("1", "2"):
+            self.registry.add(version, RIGHT)
+        self.registry.aliases["champion"] = "1"
+        self.traffic = Traffic(self.store, self.clock, self.service, behave)
+        self.restart()
+
+    def restart(self, executor: type[Executor] = Executor) -> None:
+        self.executor = executor(self.store, self.registry, self.platform, Files(), self.clock)
+        observer = Observer(self.store, self.registry, self.platform, "test", self.identity)
+        self.reconciler = Reconciler(self.service, self.store, observer, self.executor)
+
+    async def look(self, users: int = 40) -> RolloutStatus | None:
+        self.traffic.pass_time(2.0, users)
+        decision = await self.reconciler.look()
+        await self.executor.idle()
+        return decision.status.rollout
+
+    async def play(
+        self, until: Callable[[RolloutStatus], bool], *, restart: bool = False, looks: int = 150
+    ) -> RolloutStatus:
+        for _ in range(3):
+            await self.look()
+        self.registry.aliases["challenger"] = "2"
+        for _ in range(looks):
+            if restart:
+                self.restart()
+            rollout = await self.look()
+            if rollout is not None and until(rollout):
+                return rollout
+        raise AssertionError(f"it never came to that: {rollout}")
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """An empty store's file: migrating once is enough."""
+    path = tmp_path_factory.mktemp("store") / "empty.db"
+    migrate(f"sqlite:///{path}")
+    store = open_store(f"sqlite:///{path}")
+    store.close()
+    return path.read_bytes()
+
+
+@pytest.fixture
+def url(template: bytes, tmp_path: Path) -> str:
+    (tmp_path / "store.db").write_bytes(template)
+    return f"sqlite:///{tmp_path / 'store.db'}"
+
+
+@pytest.fixture
+def stage(url: str) -> Iterator[Callable[..., Stage]]:
+    made: list[Stage] = []
+
+    def make(behave: Callable[[str], Behaviour] = lambda _: GOOD, **options: Any) -> Stage:
+        made.append(Stage(url, behave, **options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.store.close()
+
+
+def _second(behaviour: Behaviour) -> Callable[[str], Behaviour]:
+    return lambda version: behaviour if version == "2" else GOOD
+
+
+def _decided(rollout: RolloutStatus) -> bool:
+    return rollout.decided_at is not None
+
+
+async def test_a_good_version_is_promoted(stage: Callable[..., Stage]) -> None:
+    world = stage()
+    rollout = await world.play(_decided)
+    assert (rollout.verdict, rollout.reason, rollout.decided_in) == ("advance", reasons.PROMOTED, "canary")
+    await world.look()
+    assert world.registry.aliases == {"champion": "2"}
+    assert rollout.counts.users_candidate >= 20
+    readings = world.store.readings(rollout.id)
+    assert {(r["stage"], r["metric"]) for r in readings} == {
+        ("rehearsal", "errors"), ("rehearsal", "ttft"), ("rehearsal", "tokensPerSecond"),
+        ("canary", "errors"), ("canary", "ttft"), ("canary", "tokensPerSecond"), ("canary", "feedback"),
+    }  # fmt: skip
+    said = [entry.reason for entry in world.store.audit(rollout=rollout.id)]
+    assert said[:2] == [reasons.ROLLOUT_STARTED, reasons.GATE_PASSED]
+    assert said[-1] == reasons.PROMOTED
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "decided_in", "reason"),
+    [
+        (Behaviour(failure=0.5), "rehearsal", reasons.ERRORS_HARMFUL),
+        (Behaviour(ttft=0.2), "rehearsal", reasons.TTFT_HARMFUL),
+        (Behaviour(displeased=0.7), "canary", reasons.FEEDBACK_HARMFUL),
+    ],
+)
+async def test_a_bad_version_is_aborted(
+    stage: Callable[..., Stage], behaviour: Behaviour, decided_in: str, reason: str
+) -> None:
+    world = stage(_second(behaviour))
+    rollout = await world.play(_decided)
+    assert (rollout.verdict, rollout.reason, rollout.decided_in) == ("abort", reason, decided_in)
+    for _ in range(3):
+        await world.look()
+    assert world.registry.aliases == {"champion": "1"}
+    assert world.registry.versions["2"].tags["understudy.reason"] == reason
+    assert list(world.platform.engines) == [world.platform.applied[0].name]
+
+
+async def test_a_controller_that_dies_after_every_look_decides_the_same(template: bytes, tmp_path: Path) -> None:
+    ends = []
+    for restart in (False, True):
+        path = tmp_path / f"{restart}.db"
+        path.write_bytes(template)
+        world = Stage(
+            f"sqlite:///{path}", _second(Behaviour(displeased=0.5)), identity=lambda: Identity("r1", "ab" * 16)
+        )
+        rollout = await world.play(_decided, restart=restart)
+        last = {(reading["stage"], reading["metric"]): reading for reading in world.store.readings(rollout.id)}
+        for reading in last.values():
+            del reading["at"]  # an unchanged reading is not stored again, but for once after a restart
+        ends.append((rollout.verdict, rollout.reason, rollout.decided_at, rollout.counts, last))
+        world.store.close()
+    assert ends[0] == ends[1]
+
+
+async def test_a_crash_between_store_and_outside_is_finished_by_the_next_look(stage: Callable[..., Stage]) -> None:
+    world = stage(_second(Behaviour(failure=0.5)))
+
+    class Dying(Executor):
+        async def run(self, service: LLMService, rules: LLMService, actions: Sequence[Action]) -> None:
+            raise ConnectionResetError("the process dies here")
+
+    await world.play(lambda rollout: rollout.stage == "rehearsal" and rollout.stage_started_at is not None)
+    world.restart(Dying)
+    for _ in range(30):
+        with pytest.raises(ConnectionResetError):
+            await world.look()
+        if world.store.rollouts("assistant", 1)[0].stage == "finished":
+            break
+    assert "challenger" in world.registry.aliases
+    world.restart()
+    for _ in range(4):
+        await world.look()
+    assert world.registry.aliases == {"champion": "1"}
+    assert len(world.platform.engines) == 1
+    assert len(world.store.rollouts("assistant")) == 1
+
+
+async def test_a_look_that_cannot_be_stored_counts_nothing_twice(
+    stage: Callable[..., Stage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = stage()
+    await world.play(lambda rollout: rollout.stage == "canary" and rollout.counts.users_candidate > 0)
+    commit = world.store.commit_look
+
+    def away(*arguments: Any, **named: Any) -> None:
+        raise StoreUnavailable("the disk is full")
+
+    monkeypatch.setattr(world.store, "commit_look", away)
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable):
+            await world.look()
+    monkeypatch.setattr(world.store, "commit_look", commit)
+    rollout = await world.look()
+    assert rollout is not None
+    closed = world.store.closed_units(rollout.id, (0.0, ""), world.clock.now)
+    counted = rollout.counts.users_candidate + rollout.counts.users_control
+    assert counted == len(closed) > 0
+
+
+async def test_an_exposure_in_the_wrong_bucket_voids_the_evidence(stage: Callable[..., Stage]) -> None:
+    world = stage()
+    world.traffic.wrong_bucket = True
+    rollout = await world.play(_decided)
+    assert (rollout.verdict, rollout.reason) == ("error", reasons.ASSIGNMENT_FAULT)
+    assert "g1" in rollout.message
+
+
+async def test_an_engine_that_cannot_start_ends_in_its_last_words(stage: Callable[..., Stage]) -> None:
+    world = stage()
+    world.platform.failures["/models/2"] = "ValueError: no config.json"
+    rollout = await world.play(_decided)
+    assert (rollout.verdict, rollout.reason) == ("abort", reasons.ENGINE_FAILED)
+    assert "no config.json" in rollout.message
+    assert [r.version for _, r in world.store.route_history("assistant")] == [1], "stable never noticed"
+
+
+async def test_a_registry_that_is_away_delays_and_loses_nothing(stage: Callable[..., Stage]) -> None:
+    world = stage()
+    await world.play(lambda rollout: rollout.stage == "canary" and rollout.step == 1)
+    world.registry.away = True
+    for _ in range(25):
+        rollout = await world.look()
+    assert rollout is not None
+    assert rollout.verdict == "continue"
+    assert rollout.conditions[0].reason == reasons.AWAITING_REGISTRY
+    world.registry.away = False
+    for _ in range(3):
+        rollout = await world.look()
+    assert rollout is not None
+    assert rollout.verdict == "advance"
+    assert world.registry.aliases == {"champion": "2"}
+
+
+async def test_aliases_of_another_owner_start_nothing(stage: Callable[..., Stage]) -> None:
+    world = stage()
+    world.registry.owner = "other-cluster/assistant"
+    for _ in range(3):
+        await world.look()
+    world.registry.aliases["challenger"] = "2"
+    assert await world.look() is None
+    assert reasons.ALIAS_CONFLICT in [entry.reason for entry in world.store.audit("assistant")]
+
+
+async def test_failures_after_promotion_roll_back(stage: Callable[..., Stage]) -> None:
+    worse: dict[str, Behaviour] = {"1": GOOD, "2": GOOD}
+    rules = service(guardrails=GUARDRAILS, alpha=0.1, rollbackWindow="200s")
+    world = stage(lambda version: worse[version], resource=rules)
+    await world.play(lambda rollout: rollout.stage == "watch" and rollout.stage_started_at is not None)
+    worse["2"] = Behaviour(failure=0.9)
+    for _ in range(40):
+        rollout = await world.look(users=20)
+        if rollout is not None and not rollout.active:
+            break
+    assert rollout is not None
+    assert rollout.reason == reasons.WATCH_ERRORS
+    await world.look()
+    assert world.registry.aliases["champion"] == "1"
