@@ -1,0 +1,78 @@
+"""Revisions as Ray Serve applications."""
+
+from typing import Any
+
+import pytest
+
+from services.serving.application import EngineSpec, owner_of, route_prefix, serve_application
+from services.serving.errors import InvalidEngineSpec
+
+
+def engine(**changes: Any) -> EngineSpec:
+    return EngineSpec(**{"arguments": {"dtype": "float32"}, "resources": {"CPU": 0.5}, **changes})
+
+
+def config(spec: EngineSpec) -> dict[str, Any]:
+    application = serve_application("assistant-v4-7c1f", "assistant", "/models/four", spec)
+    assert application["import_path"] == "ray.serve.llm:build_openai_app"
+    (llm_config,) = application["args"]["llm_configs"]
+    assert isinstance(llm_config, dict)
+    return llm_config
+
+
+def test_a_cpu_revision() -> None:
+    llm_config = config(engine())
+    assert llm_config["model_loading_config"] == {"model_id": "assistant-v4-7c1f", "model_source": "/models/four"}
+    assert llm_config["accelerator_config"] == {"kind": "cpu"}
+    assert llm_config["placement_group_config"] == {"bundles": [{"CPU": 0.5}]}
+    assert llm_config["deployment_config"]["num_replicas"] == 1
+
+
+def test_a_gpu_revision_reserves_one_bundle_a_rank() -> None:
+    arguments = {"tensor_parallel_size": 2, "pipeline_parallel_size": 2}
+    llm_config = config(engine(arguments=arguments, resources={"GPU": 1, "CPU": 1}))
+    assert llm_config["accelerator_config"] == {"kind": "gpu"}
+    assert llm_config["placement_group_config"]["bundles"] == [{"GPU": 1, "CPU": 1}] * 4
+
+
+def test_a_range_of_replicas_turns_the_autoscaler_on() -> None:
+    deployment = config(engine(min_replicas=2, max_replicas=5, max_ongoing_requests=10))["deployment_config"]
+    assert "num_replicas" not in deployment
+    scaling = deployment["autoscaling_config"]
+    assert (scaling["min_replicas"], scaling["max_replicas"], scaling["target_ongoing_requests"]) == (2, 5, 7)
+
+
+def test_ray_reads_engine_metrics_only_where_the_engine_keeps_them() -> None:
+    assert config(engine())["log_engine_metrics"] is True
+    assert config(engine(arguments={"disable_log_stats": True}))["log_engine_metrics"] is False
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"arguments": {"model": "x"}}, "model"),
+        ({"arguments": {"tensor_parallel_size": 0}}, "tensor_parallel_size"),
+        ({"arguments": {"tensor_parallel_size": True}}, "tensor_parallel_size"),
+        ({"resources": {}}, "resources"),
+        ({"resources": {"CPU": 0}}, "resources"),
+        ({"min_replicas": 0}, "replicas"),
+        ({"min_replicas": 3, "max_replicas": 2}, "replicas"),
+        ({"max_ongoing_requests": 0}, "max_ongoing_requests"),
+    ],
+)
+def test_contradictory_specifications_are_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidEngineSpec, match=words):
+        config(engine(**changes))
+
+
+@pytest.mark.parametrize("name", ["", "Assistant", "a/b", "a b", "-a", "a-", "a" * 64, "../x"])
+def test_names_that_do_not_fit_a_url_are_refused(name: str) -> None:
+    with pytest.raises(InvalidEngineSpec, match="name"):
+        serve_application(name, "assistant", "/models/four", engine())
+    with pytest.raises(InvalidEngineSpec, match="name"):
+        serve_application("assistant-v4", name, "/models/four", engine())
+
+
+def test_the_owner_is_read_back_from_the_route() -> None:
+    assert owner_of(route_prefix("assistant", "assistant-v4-7c1f")) == ("assistant", "assistant-v4-7c1f")
+    assert [owner_of(prefix) for prefix in (None, "/", "/theirs", "/a/b/c", "/A/b", "a/b")] == [None] * 6
