@@ -88,6 +88,8 @@ def main() -> int:
         server.run()
     except KeyboardInterrupt:
         return 0
+    except SystemExit as end:
+        return 0 if end.code == 0 else 1  # uvicorn has its own number for a port in use
     return 0 if server.started else 1
 
 

@@ -1,0 +1,216 @@
+"""`python -m services.gateway` as a process: killed, stopped, cut off from its store, started wrongly."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from services.store import Store, migrate, open_store
+from tests.fakes.gateway import KEY, hashed, route, target
+from tests.fakes.openai_engine import Behaviour, Engine, serve
+from tests.fakes.recorded import feedback, observations, until
+
+pytestmark = pytest.mark.integration
+
+Start = Callable[..., "Process"]
+
+
+class Process:
+    """A gateway process."""
+
+    def __init__(self, store_url: str, state: Path, **changes: str) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        settings = {
+            "STORE_URL": store_url,
+            "STATE_DIR": str(state),
+            "UNIT_KEY": "a key for the units of tests",
+            "KEYS": json.dumps([{"name": "user", "sha256": hashed(KEY)}]),
+            "PORT": str(self.port),
+            "NAME": "g1",
+            "POLL_SECONDS": "0.1",
+        } | changes
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("UNDERSTUDY_")}
+        environment |= {f"UNDERSTUDY_GATEWAY_{key}": value for key, value in settings.items() if value}
+        self.child = subprocess.Popen(
+            [sys.executable, "-m", "services.gateway"],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
+    def stop(self) -> None:
+        if self.child.poll() is None:
+            self.child.kill()
+        self.child.wait(10)
+        if self.child.stdout is not None:
+            self.child.stdout.close()
+
+    async def ready(self) -> Process:
+        async with asyncio.timeout(40), aiohttp.ClientSession() as http:
+            while True:
+                assert self.child.poll() is None, self.words()
+                try:
+                    async with http.get(f"{self.url}/readyz") as response:
+                        if response.status == 200:
+                            return self
+                except aiohttp.ClientError:
+                    pass
+                await asyncio.sleep(0.05)
+
+    async def ended(self) -> int:
+        return await asyncio.to_thread(self.child.wait, 30)
+
+    def words(self) -> str:
+        return self.child.stdout.read().decode() if self.child.stdout is not None else ""
+
+    async def ask(self, user: str = "ada", **fields: Any) -> tuple[str, bytes]:
+        """One chat completion: its id and its bytes."""
+        body = {"model": "assistant", "messages": [{"role": "user", "content": "hi"}], "user": user, **fields}
+        headers = {"Authorization": f"Bearer {KEY}"}
+        url = f"{self.url}/v1/chat/completions"
+        async with aiohttp.ClientSession(headers=headers) as http, http.post(url, json=body) as response:
+            data = await response.read()
+            assert response.status == 200, data
+            return response.headers["x-request-id"], data
+
+    async def thumb(self, request_id: str) -> None:
+        said = {"request_id": request_id, "kind": "thumb", "value": 1}
+        headers = {"Authorization": f"Bearer {KEY}"}
+        async with (
+            aiohttp.ClientSession(headers=headers) as http,
+            http.post(f"{self.url}/v1/feedback", json=said) as response,
+        ):
+            assert response.status == 201
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    url = f"sqlite:///{tmp_path}/understudy.db"
+    migrate(url)
+    opened = open_store(url)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+async def engine(store: Store) -> AsyncIterator[Engine]:
+    async with serve(Engine()) as running:
+        store.publish_route(route(target("assistant-v1-aaaa", "1", running.address)))
+        yield running
+
+
+@pytest.fixture
+def start(store: Store, tmp_path: Path) -> Iterator[Start]:
+    with ExitStack() as stack:
+
+        def begin(url: str = store.url, state: Path = tmp_path / "state", **changes: str) -> Process:
+            process = Process(url, state, **changes)
+            stack.callback(process.stop)
+            return process
+
+        yield begin
+
+
+async def test_a_killed_gateway_loses_no_finished_observation_and_counts_none_twice(
+    start: Start, store: Store, engine: Engine, tmp_path: Path
+) -> None:
+    # Nothing is flushed before the kill: what survives, survives in the journal.
+    gateway = await start(RECORDER__FLUSH_SECONDS="3600").ready()
+    answers = await asyncio.gather(*(gateway.ask(f"user-{number}", stream=number % 2 == 0) for number in range(40)))
+    await gateway.thumb(answers[0][0])
+    assert len(observations(store)) < 40
+    gateway.child.send_signal(signal.SIGKILL)
+    await gateway.ended()
+    [killed] = store.leases()
+    again = await start().ready()
+    await again.ask("ada")
+    rows = await until(lambda: len(found := observations(store)) >= 41 and found, 10)
+    assert {request_id for request_id, _ in answers} < {row.request_id for row in rows}
+    assert len(rows) == 41
+    assert len(feedback(store)) == 1
+    await until(lambda: killed.boot not in {lease.boot for lease in store.leases()})
+    assert [gap["missing"] for gap in store.gaps()] == [0, 0]
+    assert [path for path in (tmp_path / "state/journal").iterdir() if path.name.startswith(killed.boot)] == []
+
+
+async def test_sigterm_lets_answers_end_and_hands_over_everything(
+    start: Start, store: Store, engine: Engine, tmp_path: Path
+) -> None:
+    engine.behaviour = Behaviour(gap=0.15)
+    gateway = await start(RECORDER__FLUSH_SECONDS="3600", DRAIN_NOTICE_SECONDS="0.3").ready()
+    answer = asyncio.create_task(gateway.ask(stream=True))
+    await until(lambda: engine.running == 1)
+    gateway.child.send_signal(signal.SIGTERM)
+    async with aiohttp.ClientSession() as http:
+        await until_status(http, f"{gateway.url}/readyz", 503)
+    _, data = await answer
+    assert data.endswith(b"data: [DONE]\n\n")
+    assert await gateway.ended() == 0
+    assert [row.outcome for row in observations(store)] == ["ok"]
+    assert store.leases() == []
+    assert list((tmp_path / "state/journal").iterdir()) == []
+
+
+async def until_status(http: aiohttp.ClientSession, url: str, status: int) -> None:
+    async with asyncio.timeout(5):
+        while True:
+            async with http.get(url) as response:
+                if response.status == status:
+                    return
+            await asyncio.sleep(0.01)
+
+
+async def test_the_store_goes_and_comes_back(start: Start, store: Store, engine: Engine, tmp_path: Path) -> None:
+    gateway = await start(RECORDER__MEMORY_ROWS="10").ready()
+    await gateway.ask("before")
+    await until(lambda: observations(store))
+    store.close()
+    moved = [(path, path.with_name("away-" + path.name)) for path in sorted(tmp_path.glob("understudy.db*"))]
+    for path, away in moved:
+        path.rename(away)
+    (tmp_path / "understudy.db").mkdir()  # nothing can open it
+    for number in range(30):
+        await gateway.ask(f"user-{number}")
+    await asyncio.sleep(0.5)
+    (tmp_path / "understudy.db").rmdir()
+    for leftover in tmp_path.glob("understudy.db*"):
+        leftover.unlink()
+    for path, away in moved:
+        away.rename(path)
+    rows = await until(lambda: len(found := observations(store)) == 31 and found, 15)
+    assert sorted(row.sequence for row in rows) == list(range(1, 32))
+    assert [gap["missing"] for gap in store.gaps()] == [0]
+
+
+async def test_wrong_starts_say_what_to_do(start: Start, store: Store, engine: Engine, tmp_path: Path) -> None:
+    gateway = await start().ready()
+
+    same_folder = start()
+    assert await same_folder.ended() == 1
+    assert "belongs to another running gateway" in same_folder.words()
+
+    same_port = start(state=tmp_path / "state-2", PORT=str(gateway.port))
+    assert await same_port.ended() == 1
+    assert "address already in use" in same_port.words()
+
+    no_keys = start(state=tmp_path / "state-3", KEYS="", UNIT_KEY="short")
+    assert await no_keys.ended() == 2
+    words = no_keys.words()
+    assert "UNDERSTUDY_GATEWAY_KEYS: Field required" in words
+    assert "UNDERSTUDY_GATEWAY_UNIT_KEY: " in words
+    assert "Traceback" not in words
