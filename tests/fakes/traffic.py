@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from services.common.assignment import arm_of, bucket_of
+from services.common.routing import Route
 from services.rollout.resources import LLMService
 from services.store import Exposure, Feedback, GatewayLease, Observation, Record, Store
 from tests.fakes.rollout_rows import HandClock
@@ -42,9 +43,11 @@ class Traffic:
     def pass_time(self, seconds: float, users: int) -> None:
         """So many new users come, evenly; then the gateway renews its lease."""
         start = self._clock.now
+        route = self._store.route(self._service.name)
         records: list[Record] = []
-        for number in range(users):
-            records += self._user(start + seconds * number / users)
+        for number in range(users if route is not None else 0):
+            assert route is not None
+            records += self._user(route, start + seconds * number / users)
         self._clock.now = start + seconds
         self._store.write(records)
         self.renew()
@@ -55,12 +58,9 @@ class Traffic:
         now = self._clock.now
         self._store.renew_lease(GatewayLease("g1", "b1", None, routes, now, now + 120, self._sequence, 0, 0))
 
-    def _user(self, at: float) -> list[Record]:
+    def _user(self, route: Route, at: float) -> list[Record]:
         self._users += 1
         unit = f"user-{self._users}"
-        route = self._store.route(self._service.name)
-        if route is None:
-            return []
         arm, bucket = "stable", None
         records: list[Record] = []
         if route.stage == "canary" and route.rollout is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from services.rollout import reasons
 from services.rollout.actions import Action
 from services.rollout.execute import Executor
-from services.rollout.observe import Observer, fresh_identity
+from services.rollout.observe import Observer
 from services.rollout.observed import Evaluation, Identity, VersionInfo
 from services.rollout.reconcile import Reconciler
 from services.rollout.resources import LLMService
@@ -48,9 +49,11 @@ class Stage:
         url: str,
         behave: Callable[[str], Behaviour],
         resource: LLMService | None = None,
-        identity: Callable[[], Identity] = fresh_identity,
     ) -> None:
-        self.identity = identity
+        names = itertools.count(1)
+        self.identity = lambda: Identity(
+            f"rollout-{next(names)}", "ab" * 16
+        )  # a drawn salt would assign other users each time
         self.clock = HandClock()
         self.store: Store = open_store(url, self.clock)
         self.registry = FakeRegistry()
@@ -145,7 +148,7 @@ async def test_a_good_version_is_promoted(stage: Callable[..., Stage]) -> None:
 @pytest.mark.parametrize(
     ("behaviour", "decided_in", "reason"),
     [
-        (Behaviour(failure=0.5), "rehearsal", reasons.ERRORS_HARMFUL),
+        (Behaviour(failure=0.8), "rehearsal", reasons.ERRORS_HARMFUL),
         (Behaviour(ttft=0.2), "rehearsal", reasons.TTFT_HARMFUL),
         (Behaviour(displeased=0.7), "canary", reasons.FEEDBACK_HARMFUL),
     ],
@@ -168,9 +171,7 @@ async def test_a_controller_that_dies_after_every_look_decides_the_same(template
     for restart in (False, True):
         path = tmp_path / f"{restart}.db"
         path.write_bytes(template)
-        world = Stage(
-            f"sqlite:///{path}", _second(Behaviour(displeased=0.5)), identity=lambda: Identity("r1", "ab" * 16)
-        )
+        world = Stage(f"sqlite:///{path}", _second(Behaviour(displeased=0.5)))
         rollout = await world.play(_decided, restart=restart)
         last = {(reading["stage"], reading["metric"]): reading for reading in world.store.readings(rollout.id)}
         for reading in last.values():
