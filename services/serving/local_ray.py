@@ -102,7 +102,7 @@ class LocalRay:
         deadline = asyncio.get_running_loop().time() + timeout
         async with aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(total=30)) as session:
             while asyncio.get_running_loop().time() < deadline:
-                if self._process.returncode is not None:
+                if self._process.returncode:
                     raise LocalRayError(f"Ray ended with status {self._process.returncode}; {self._last_words()}")
                 with contextlib.suppress(aiohttp.ClientError, TimeoutError):
                     async with session.get(f"{self.dashboard_url}/api/serve/applications/") as answer:
@@ -155,7 +155,8 @@ class LocalRay:
         # With this set, each of an engine's processes would compile its 20,000 modules again: it doubles the time to start.
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
         arguments = [
-            *(str(bin_folder / "ray"), "start", "--head", "--block", "--disable-usage-stats", "--no-monitor"),
+            # Without --block: with it, Ray takes everything down when its client server, which nobody uses, is slow to start.
+            *(str(bin_folder / "ray"), "start", "--head", "--disable-usage-stats", "--no-monitor"),
             # Not 127.0.0.1: Ray replaces that by the address of a network card.
             "--node-ip-address=127.0.0.2",
             f"--port={gcs}",
