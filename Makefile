@@ -71,10 +71,10 @@ bench: setup-engine models ## measure what the README claims, into benchmarks/re
 	@$(BIN)/python benchmarks/stack.py
 
 # --- what is generated
-generate: ## (nothing is generated yet)
-	@true
-verify: generate check ## generated files are up to date
-	@git diff --exit-code -- docs charts monitoring 2>/dev/null || { echo "generated files differ: commit what 'make generate' wrote"; exit 1; }
+generate: setup ## write what is generated from the code (docs/reference)
+	@PYTHONPATH=. $(BIN)/python docs/generate.py
+verify: generate ## fail when what is generated is not what is committed
+	@git diff --exit-code --stat -- docs/reference || { echo "generated files differ: commit what 'make generate' wrote"; exit 1; }
 
 COMPILE = $(UV) pip compile --quiet --universal --no-emit-index-url --generate-hashes --python-version 3.11
 lock: | $(UV) ## compile requirements/*.in to *.txt

@@ -88,7 +88,7 @@ class Stage:
 
     async def build_models(self) -> None:
         """Train what is not there yet (a few minutes the first time)."""
-        python = self.platform.spec.engine_environment / "bin/python"
+        python = self.platform.spec.engine_folder / "bin/python"
         argv = [str(python), "-m", "pipelines.demo_models", "--out", str(self.models)]
         self.scene.now = "training the demo's models (kept for the next time)"
         builder = await asyncio.create_subprocess_exec(

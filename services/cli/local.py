@@ -46,13 +46,23 @@ class LocalSpec(Resource):
     registry_uri: str | None = Field(
         default=None, description="An MLflow server that runs already; none: one is started."
     )
-    engine_environment: Path = Field(
-        default=Path(sys.prefix).parent / ".venv-engine", description="Virtual environment that holds Ray and vLLM."
+    engine_environment: Path | None = Field(
+        default=None, description="Virtual environment of Ray and vLLM; none: `.venv-engine` beside this program's own."
     )
-    registry_environment: Path = Field(
-        default=Path(sys.prefix).parent / ".venv-mlflow",
-        description="Virtual environment that holds the MLflow server.",
+    registry_environment: Path | None = Field(
+        default=None,
+        description="Virtual environment of the MLflow server; none: `.venv-mlflow` beside this program's own.",
     )
+
+    @property
+    def engine_folder(self) -> Path:
+        """Where Ray and vLLM are installed."""
+        return self.engine_environment or Path(sys.prefix).parent / ".venv-engine"
+
+    @property
+    def registry_folder(self) -> Path:
+        """Where the MLflow server is installed."""
+        return self.registry_environment or Path(sys.prefix).parent / ".venv-mlflow"
 
 
 class LocalPlatform(Resource):
@@ -115,7 +125,7 @@ class LocalStack:
         if self.spec.registry_uri is None:
             ports["spec.registryPort"] = self.spec.registry_port
         refuse_used_ports({f"{self.config} {field}": port for field, port in ports.items()})
-        for path, target in ((self.spec.engine_environment, "setup-engine"), (self.spec.registry_environment, "setup")):
+        for path, target in ((self.spec.engine_folder, "setup-engine"), (self.spec.registry_folder, "setup")):
             if not (path / "bin/python").exists():
                 raise LocalError(f"there is no environment at {path}: run `make {target}`")
         if self.fresh:
@@ -152,7 +162,7 @@ class LocalStack:
 
     async def start_engines(self) -> None:
         """Start Ray's head; engines come and go by Ray Serve's REST API."""
-        self.ray = LocalRay(self.spec.engine_environment, self.state, self.state / "logs" / "ray.log")
+        self.ray = LocalRay(self.spec.engine_folder, self.state, self.state / "logs" / "ray.log")
         self._open.push_async_callback(self.ray.stop)
         await self.ray.start()
 
@@ -180,7 +190,7 @@ class LocalStack:
 
     def _mlflow(self) -> Child:
         spec = self.spec
-        argv = [str(spec.registry_environment / "bin/python"), "-m", "mlflow", "server", "--host", spec.host]
+        argv = [str(spec.registry_folder / "bin/python"), "-m", "mlflow", "server", "--host", spec.host]
         argv += ["--port", str(spec.registry_port), "--workers", "1"]
         argv += ["--backend-store-uri", f"sqlite:///{self.state / 'registry.db'}"]
         argv += ["--artifacts-destination", str(self.state / "artifacts")]
@@ -256,13 +266,13 @@ async def run(config: Path, platform: LocalPlatform, tell: Callable[[str], None]
     stop = interruptible()
     async with LocalStack(config, platform, tell) as stack:
         steps: list[tuple[str, Any]] = [
-            ("registry (MLflow)", stack.start_registry),
+            ("registry, MLflow", stack.start_registry),
             ("Ray", stack.start_engines),
             ("gateway", stack.start_gateway),
             ("controller", stack.start_controller),
         ]
         for name, start in steps:
-            tell(f"starting the {name}")
+            tell(f"starting {name}")
             starting = asyncio.ensure_future(start())
             stopping = asyncio.ensure_future(stop.wait())
             await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)

@@ -1,0 +1,89 @@
+"""Writes `docs/reference/` from the code: every field of the resources, with type, default and meaning. `make generate` runs it, `make verify`
+fails when what is committed differs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from demo.story import DemoStory
+from services.cli.local import LocalPlatform
+from services.rollout.durations import format_duration
+from services.rollout.resources import LLMService
+
+REFERENCE = Path(__file__).parent / "reference"
+
+
+def fields(schema: dict[str, Any], node: dict[str, Any], path: str = "") -> Iterator[tuple[str, str, str, str]]:
+    """(path, type, default, description) of each field, depth first."""
+    required = set(node.get("required", ()))
+    for name, raw in node.get("properties", {}).items():
+        field = resolved(schema, raw)
+        here = f"{path}.{name}" if path else name
+        value = raw.get("default", field.get("default"))
+        if field.get("type") == "string" and isinstance(value, float):
+            value = format_duration(value)
+        default = "required" if name in required else shown(value)
+        yield here, type_of(schema, field), default, raw.get("description", field.get("description", ""))
+        inner = resolved(schema, field.get("items", {})) if field.get("type") == "array" else field
+        yield from fields(schema, inner, here + ("[]" if field.get("type") == "array" else ""))
+
+
+def resolved(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
+    """The node itself, what it refers to, or the alternative that is not null."""
+    if "$ref" in node:
+        found: dict[str, Any] = schema["$defs"][node["$ref"].rsplit("/", 1)[1]]
+        return found
+    choices = [choice for choice in node.get("anyOf", ()) if choice.get("type") != "null"]
+    return resolved(schema, choices[0]) if len(choices) == 1 else node
+
+
+def type_of(schema: dict[str, Any], field: dict[str, Any]) -> str:
+    """A type in a word or two."""
+    if "const" in field:
+        return f"`{field['const']}`"
+    if "enum" in field:
+        return " or ".join(f"`{choice}`" for choice in field["enum"])
+    if "anyOf" in field:
+        return " or ".join(type_of(schema, resolved(schema, choice)) for choice in field["anyOf"])
+    if field.get("type") == "array":
+        return f"list of {type_of(schema, resolved(schema, field.get('items', {})))}"
+    return str(field.get("format") or field.get("type", "any"))
+
+
+def shown(default: Any) -> str:
+    """A default as one would write it; long ones are left to the fields below."""
+    text = json.dumps(default)
+    return f"`{text}`" if default is not None and len(text) <= 40 and not isinstance(default, dict) else ""
+
+
+def page(model: type[BaseModel]) -> str:
+    """The reference page of one kind."""
+    schema = model.model_json_schema(by_alias=True)
+    lines = [
+        f"# {model.__name__}",
+        "",
+        (model.__doc__ or "").strip(),
+        "",
+        "Generated from the code by `make generate`.",
+        "",
+    ]
+    lines += ["| field | type | default | meaning |", "|---|---|---|---|"]
+    for name, kind, default, text in fields(schema, schema):
+        lines.append(f"| `{name}` | {kind} | {default} | {text.replace('|', '/')} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    REFERENCE.mkdir(exist_ok=True)
+    for model in (LLMService, LocalPlatform, DemoStory):
+        (REFERENCE / f"{model.__name__.lower()}.md").write_text(page(model))
+
+
+if __name__ == "__main__":
+    main()
