@@ -1,0 +1,97 @@
+"""What a user's hour, or a mirrored pair, is worth: each rule of missing and foreign outcomes once."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from services.rollout.unit_values import pair_values, spoke, unit_values
+from services.store import ClosedUnit, Feedback, MirroredPair, Observation
+from tests.fakes.records import exposure, feedback, observation
+
+SALT = b"salt"
+
+
+def unit(*rows: Observation, said: tuple[Feedback, ...] = ()) -> ClosedUnit:
+    return ClosedUnit(exposure(0.0), rows, said)
+
+
+def row(**changes: Any) -> Observation:
+    return observation(1.0, **changes)
+
+
+FAILED = {"outcome": "error", "ttft": None, "tokens_out": None}
+
+
+@pytest.mark.parametrize(
+    ("rows", "metric", "value"),
+    [
+        ((), "errors", 1.0),
+        ((), "ttft", math.inf),
+        ((), "tokensPerSecond", 0.0),
+        ((row(), row(**FAILED)), "errors", 1.0),
+        ((row(),), "errors", 0.0),
+        ((row(outcome="cancelled", ttft=None, tokens_out=None),), "ttft", math.inf),
+        ((row(outcome="cancelled", ttft=None, tokens_out=None),), "errors", 0.0),
+        ((row(**FAILED, request_id="a"), row(request_id="a", attempt=1)), "errors", 1.0),
+        ((row(**FAILED, request_id="a"), row(request_id="a", attempt=1)), "ttft", math.inf),
+        ((row(tokens_out=40, duration=2.0), row(tokens_out=20, duration=2.0)), "tokensPerSecond", 15.0),
+        ((row(tokens_out=40, duration=2.0), row(**FAILED)), "tokensPerSecond", 10.0),
+        ((row(), row(outcome="client_error", ttft=None, tokens_out=None)), "errors", 0.0),
+    ],
+)
+def test_value(rows: tuple[Observation, ...], metric: str, value: float) -> None:
+    assert unit_values(unit(*rows), SALT)[metric] == value
+
+
+def test_a_unit_that_never_streamed_has_no_first_token() -> None:
+    assert "ttft" not in unit_values(unit(row(streamed=False, ttft=None)), SALT)
+
+
+def test_one_request_speaks_for_the_unit_and_the_salt_says_which() -> None:
+    rows = [row(request_id=f"r{i}", ttft=float(i)) for i in range(20)]
+    values = {unit_values(unit(*rows), bytes([salt]))["ttft"] for salt in range(40)}
+    assert len(values) > 5
+    assert unit_values(unit(*rows), SALT) == unit_values(unit(*reversed(rows)), SALT)
+
+
+@pytest.mark.parametrize(
+    ("mark", "bad"),
+    [
+        ({"kind": "thumb", "value": -1.0}, 1.0),
+        ({"kind": "thumb", "value": 1.0}, 0.0),
+        ({"kind": "rating", "value": 2.0}, 1.0),
+        ({"kind": "rating", "value": 3.0}, 0.0),
+        ({"kind": "escalation", "value": 1.0}, 1.0),
+        ({"kind": "retry", "value": 1.0}, 1.0),
+        ({"kind": "copy", "value": 1.0}, 0.0),
+    ],
+)
+def test_marks(mark: dict[str, Any], bad: float) -> None:
+    closed = unit(row(request_id="a"), said=(feedback("a", 2.0, **mark),))
+    assert unit_values(closed, SALT)["feedback"] == bad
+    assert spoke(closed)
+
+
+def test_marks_on_stables_answer_are_not_the_candidates() -> None:
+    rows = (row(**FAILED, request_id="a"), row(request_id="a", attempt=1))
+    closed = unit(*rows, said=(feedback("a", 2.0, kind="thumb", value=-1.0),))
+    assert unit_values(closed, SALT)["feedback"] == 0.0
+    assert not spoke(closed)
+
+
+def pair(candidate: Observation | None, stable: Observation | None) -> MirroredPair:
+    return MirroredPair("p", "u1", 10.0, candidate, stable)
+
+
+def test_a_pair_with_a_missing_half_is_a_failure_of_that_half() -> None:
+    values = pair_values(pair(None, row(ttft=0.2, tokens_out=40, duration=2.0)))
+    assert values == {"errors": (0.0, 1.0), "ttft": (0.2, math.inf), "tokensPerSecond": (20.0, 0.0)}
+
+
+def test_a_prompt_that_both_refuse_says_nothing_and_one_that_only_the_candidate_refuses_is_its_failure() -> None:
+    refused = row(outcome="client_error", ttft=None, tokens_out=None)
+    assert pair_values(pair(refused, refused)) == {}
+    assert pair_values(pair(refused, row()))["errors"] == (0.0, 1.0)
