@@ -247,17 +247,10 @@ class LocalStack:
 
 
 def interruptible() -> asyncio.Event:
-    """An event that Ctrl-C or SIGTERM sets; a second one ends the program at once."""
+    """An event that Ctrl-C or SIGTERM sets. Repeated signals change nothing: ending takes seconds, and must be whole."""
     stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def interrupt(number: int) -> None:
-        if stop.is_set():
-            os._exit(128 + number)
-        stop.set()
-
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, interrupt, number)
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     return stop
 
 
