@@ -104,7 +104,7 @@ class ClientWatch:
             raise RuntimeError("a client is watched from within a task")
         self._task = task
         self._gone = False
-        self._watch = asyncio.ensure_future(self._run(receive))
+        self._watch = asyncio.get_running_loop().create_task(self._run(receive))
 
     def stop(self) -> None:
         self._watch.cancel()

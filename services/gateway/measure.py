@@ -6,7 +6,6 @@ stream, so only needed fields are decoded. Nothing here does I/O.
 
 from __future__ import annotations
 
-import re
 from typing import Final
 
 import msgspec
@@ -17,12 +16,6 @@ EVENT_BYTES: Final = 4 * 1024 * 1024
 """Longest event of a stream; beyond it the engine is at fault."""
 ANSWER_BYTES: Final = 64 * 1024
 """Longest text kept of an answer (for the judge)."""
-
-# An event ends with an empty line; lines end with \n, \r\n or \r and with nothing else (U+2028 is text). A \r that ends the bytes at hand
-# may be the first half of \r\n, so it ends no line yet.
-_EVENT_END: Final = re.compile(rb"(?:\r\n|\n|\r(?!\n|\Z)){2}")
-_LINE_END: Final = re.compile(rb"\r\n|\n|\r")
-
 
 _NOTHING: Final = msgspec.Raw(b"null")
 
@@ -121,13 +114,18 @@ class Meter:
             raise AttemptFailed("invalid_answer") from None
         if _is_given(chunk.error):
             raise AttemptFailed("stream_error")
-        self._count(chunk.usage)
-        choices = chunk.choices or []
-        if any(choice.text or (choice.delta is not None and choice.delta.has_token()) for choice in choices):
-            self._token(now)
-            if self._text is not None:
-                self._keep(choices[0])
-        return chunk.usage is not None and not choices
+        if chunk.usage is not None:
+            self._count(chunk.usage)
+        choices = chunk.choices
+        if not choices:
+            return chunk.usage is not None
+        for choice in choices:
+            if choice.text or (choice.delta is not None and choice.delta.has_token()):
+                self._token(now)
+                if self._text is not None:
+                    self._keep(choices[0])
+                break
+        return False
 
     def whole(self, body: bytes) -> None:
         """Takes in an answer that was not streamed.
@@ -141,13 +139,13 @@ class Meter:
             raise AttemptFailed("invalid_answer") from None
         if chunk.choices is None:
             raise AttemptFailed("invalid_answer")
-        self._count(chunk.usage)
+        if chunk.usage is not None:
+            self._count(chunk.usage)
         self.done = True
 
-    def _count(self, usage: _Usage | None) -> None:
-        if usage is not None:
-            self.tokens_in = usage.prompt_tokens
-            self.tokens_out = usage.completion_tokens
+    def _count(self, usage: _Usage) -> None:
+        self.tokens_in = usage.prompt_tokens
+        self.tokens_out = usage.completion_tokens
 
     def _token(self, now: float) -> None:
         if self.ttft is None:
@@ -178,12 +176,15 @@ class Rename:
     def __call__(self, data: bytes) -> bytes:
         for old, new in self._pairs:
             if old in data:
-                return data.replace(old, new, 1)
+                return data.replace(old, new)
         return data
 
 
 class EventStream:
-    """Cuts an engine's bytes into events, measures each, and gives back the bytes for the client."""
+    """Cuts an engine's bytes into events, measures each, and gives back the bytes for the client.
+
+    An event ends with an empty line. Lines end with \\n, \\r\\n or \\r and with nothing else (U+2028 is text); the client gets \\n.
+    """
 
     def __init__(self, meter: Meter, rename: Rename, *, strip_usage: bool) -> None:
         self._meter = meter
@@ -198,33 +199,32 @@ class EventStream:
             AttemptFailed: an event is too long, no chunk, or an error.
         """
         data = self._rest + chunk if self._rest else chunk
-        out: list[bytes] = []
-        start = 0
-        for end in _EVENT_END.finditer(data):
-            self._take(data[start : end.start()], data[start : end.end()], now, out)
-            start = end.end()
-        self._rest = data[start:]
+        held = b""
+        if b"\r" in data:
+            if data.endswith(b"\r"):
+                data, held = data[:-1], b"\r"  # perhaps the first half of \r\n
+            data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        events = data.split(b"\n\n")
+        rest = events.pop()
+        self._rest = rest + held
         if len(self._rest) > EVENT_BYTES:
             raise AttemptFailed("invalid_answer")
-        return b"".join(out)
+        kept = [event for event in events if not self._take(event, now)]
+        if len(kept) == len(events):
+            return self._rename(data[: len(data) - len(rest)])
+        return self._rename(b"".join(event + b"\n\n" for event in kept))
 
     def close(self, now: float) -> bytes:
         """What is left when the engine closes: an event without its empty line counts."""
-        out: list[bytes] = []
-        rest, self._rest = self._rest.strip(b"\r\n"), b""
-        if rest:
-            self._take(rest, rest + b"\n\n", now, out)
-        return b"".join(out)
+        return self.feed(b"\n\n", now) if self._rest.strip(b"\r\n") else b""
 
-    def _take(self, event: bytes, raw: bytes, now: float, out: list[bytes]) -> None:
-        if event.startswith(b"data: {") and b"\n" not in event and b"\r" not in event:
+    def _take(self, event: bytes, now: float) -> bool:
+        """Measures one event; True when the client does not get it."""
+        if event.startswith(b"data: ") and b"\n" not in event:
             data = event[6:]
         else:
-            data = b"\n".join(
-                line[5:].removeprefix(b" ") for line in _LINE_END.split(event) if line.startswith(b"data:")
-            )
-        if not data:
-            return  # a comment that keeps the connection alive, or a field we do not know
-        if self._meter.event(data, now) and self._strip_usage:
-            return
-        out.append(self._rename(raw))
+            lines = (line[5:].removeprefix(b" ") for line in event.split(b"\n") if line.startswith(b"data:"))
+            data = b"\n".join(lines)
+            if not data:
+                return False  # a comment that keeps the connection alive, or a field we do not know
+        return self._meter.event(data, now) and self._strip_usage
