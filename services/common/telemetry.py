@@ -37,7 +37,6 @@ EJECTIONS: Final = "understudy_gateway_ejections_total"
 HEAVY_UNITS: Final = "understudy_gateway_heavy_units"
 MIRROR_DROPPED: Final = "understudy_gateway_mirror_dropped_total"
 FEEDBACK: Final = "understudy_gateway_feedback_total"
-ROUTE_VERSION: Final = "understudy_gateway_route_version"
 STORE_CONTACT_AGE: Final = "understudy_gateway_store_contact_age_seconds"
 LEASE_VALID: Final = "understudy_gateway_lease_valid"
 

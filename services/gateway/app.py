@@ -183,16 +183,16 @@ async def _end(task: asyncio.Task[None]) -> None:
 
 
 def _add_gauges(metrics: Metrics, table: RoutingTable, recorder: Recorder, assigner: Assigner) -> None:
-    metrics.gauge(
+    metrics.read(
         telemetry.STORE_CONTACT_AGE, "Seconds since the lease was renewed", lambda: min(table.contact_age, 1e9)
     )
-    metrics.gauge(telemetry.LEASE_VALID, "1 while candidates may get requests", lambda: float(table.lease_valid))
-    metrics.gauge(telemetry.RECORDS, "Sequence numbers handed out", lambda: recorder.recorded)
-    metrics.gauge(telemetry.RECORDS_QUEUED, "Records in memory that the store does not have", lambda: recorder.queued)
-    metrics.gauge(telemetry.RECORDS_SPILLED, "Records that waited on disk alone", lambda: recorder.spilled)
-    metrics.gauge(telemetry.RECORDS_DROPPED, "Records lost", lambda: recorder.dropped)
-    metrics.gauge(telemetry.JOURNAL_BYTES, "Bytes of the journal", lambda: recorder.journal_bytes)
-    metrics.gauge(telemetry.HEAVY_UNITS, "Units left out for their share of the traffic", assigner.heavy_units)
+    metrics.read(telemetry.LEASE_VALID, "1 while candidates may get requests", lambda: float(table.lease_valid))
+    metrics.read(telemetry.RECORDS, "Sequence numbers handed out", lambda: recorder.recorded)
+    metrics.read(telemetry.RECORDS_QUEUED, "Records in memory that the store does not have", lambda: recorder.queued)
+    metrics.read(telemetry.RECORDS_SPILLED, "Records that waited on disk alone", lambda: recorder.spilled)
+    metrics.read(telemetry.RECORDS_DROPPED, "Records lost", lambda: recorder.dropped)
+    metrics.read(telemetry.JOURNAL_BYTES, "Bytes of the journal", lambda: recorder.journal_bytes)
+    metrics.read(telemetry.HEAVY_UNITS, "Units left out for their share of the traffic", assigner.heavy_units)
 
 
 def _add_errors(app: GatewayApp) -> None:

@@ -6,10 +6,12 @@ removed, so a gateway that runs for months exposes no more than one that was jus
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from services.common import telemetry as names
 from services.store.records import Observation
@@ -27,6 +29,17 @@ class _Children:
     tokens_in: Counter
     tokens_out: Counter
     outcomes: dict[str, Counter]
+
+
+class _Elsewhere(Collector):
+    """One value of another part of the gateway."""
+
+    def __init__(self, name: str, text: str, value: Callable[[], float]) -> None:
+        self._name, self._text, self._value = name, text, value
+
+    def collect(self) -> Iterator[Metric]:
+        family = CounterMetricFamily if self._name.endswith("_total") else GaugeMetricFamily
+        yield family(self._name, self._text, value=self._value())
 
 
 class Metrics:
@@ -101,9 +114,9 @@ class Metrics:
     def feedback(self, service: str, kind: str) -> None:
         self._feedback.labels(service, kind).inc()
 
-    def gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
-        """A value that is read when the metrics are."""
-        Gauge(name, text, registry=self.registry).set_function(value)
+    def read(self, name: str, text: str, value: Callable[[], float]) -> None:
+        """A value kept elsewhere, read when the metrics are; a name in `_total` makes it a counter."""
+        self.registry.register(_Elsewhere(name, text, value))
 
     def keep_only(self, revisions: set[str]) -> None:
         """Removes the children of revisions that left the routing table."""

@@ -111,11 +111,6 @@ class Mirror:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def wait(self) -> None:
-        """Returns when no pair is under way."""
-        while self._pairs:
-            await asyncio.wait(self._pairs)
-
     def _ended(self, task: asyncio.Task[None]) -> None:
         del self._pairs[task]
         if not task.cancelled() and (error := task.exception()) is not None:

@@ -82,9 +82,9 @@ class RoutingTable:
         """Seconds since the epoch in the store's time, as measured at the last contact; never set back by this machine's wall clock."""
         return self._clock.monotonic() + self._offset
 
-    def set_clock(self, store_now: float) -> None:
-        """The store's clock was just read."""
-        self._offset = store_now - self._clock.monotonic()
+    def set_clock(self, store_now: float, at: float) -> None:
+        """The store's clock read `store_now` when this machine's monotonic one read `at`."""
+        self._offset = store_now - at
 
     def contact_made(self, at: float) -> None:
         """The lease was renewed by a look that began at `at` (monotonic): counted from its beginning, so that this gateway's lease never
@@ -203,8 +203,8 @@ class RoutePoller:
         loop = asyncio.get_running_loop()
         began = self._clock.monotonic()
         try:
-            routes, now = await loop.run_in_executor(self._executor, self._fetch, self._table.versions())
-            self._table.set_clock(now)
+            routes, now, at = await loop.run_in_executor(self._executor, self._fetch, self._table.versions())
+            self._table.set_clock(now, at)
             if self._table.adopt(routes.values()):
                 self._changed()
                 await loop.run_in_executor(self._executor, self._keep, self._table.routes())
@@ -221,8 +221,8 @@ class RoutePoller:
         self._reachable = True
         return True
 
-    def _fetch(self, known: dict[str, int]) -> tuple[dict[str, Route], float]:
-        return self._store.routes(known), self._store.now()
+    def _fetch(self, known: dict[str, int]) -> tuple[dict[str, Route], float, float]:
+        return self._store.routes(known), self._store.now(), self._clock.monotonic()
 
     def _keep(self, routes: list[Route]) -> None:
         temporary = self._cache.with_suffix(f".{os.getpid()}.tmp")
