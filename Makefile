@@ -35,9 +35,9 @@ INSTALL = $(UV) pip install --quiet --require-hashes
 	@touch $@
 
 .venv-engine/ready: requirements/engine.txt | $(UV)
-	@echo "setting up the engine's environment (.venv-engine: Ray and vLLM, 6 GB; a minute or two)"
+	@echo "setting up the engine's environment (.venv-engine: Ray and vLLM, 6 GB; some minutes)"
 	@$(UV) venv --quiet --clear --python "$$(command -v $(PYTHON))" .venv-engine
-	@$(INSTALL) --no-deps --python .venv-engine/bin/python -r requirements/engine.txt
+	@$(INSTALL) --compile-bytecode --no-deps --python .venv-engine/bin/python -r requirements/engine.txt
 	@touch $@
 
 setup: .venv/ready .venv-mlflow/ready ## make the environments of the platform and of MLflow

@@ -42,6 +42,8 @@ ENGINE: dict[str, Any] = {
     "max_num_seqs": 64,
     "enforce_eager": True,
     "gpu_memory_utilization": 0.15,
+    "kv_cache_memory_bytes": 67108864,
+    "disable_log_stats": True,
 }
 WAYS = ("vllm", "ray", "gateway")
 
@@ -108,7 +110,7 @@ async def start_vllm(stack: AsyncExitStack, session: aiohttp.ClientSession, mode
     }
     env = keep | {
         "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1",
-        "TORCHDYNAMO_DISABLE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "TOKENIZERS_PARALLELISM": "false",
+        "TORCHDYNAMO_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false",
     }  # fmt: skip
     argv = [str(ROOT / ".venv-engine/bin/python"), "-m", "vllm.entrypoints.openai.api_server", *arguments]
     child = Child("vllm", argv, env, logs / "vllm.log", f"http://127.0.0.1:{port}/health", ready_within=240)

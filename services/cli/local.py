@@ -231,6 +231,8 @@ class LocalStack:
             f"{prefix}CONTENT_KEY": self.secrets["content_key"],
             f"{prefix}ARTIFACT_CACHE": str(self.state / "cache"),
             f"{prefix}PORT": str(self.spec.controller_port),
+            # The controller asks again by itself at its next look; MLflow's client would hold it up for minutes.
+            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
         }
         argv = [sys.executable, "-m", "services.rollout", "--config", str(self.config)]
         return self._child("controller", argv, env, f"http://{self.spec.host}:{self.spec.controller_port}/healthz")
