@@ -1,5 +1,6 @@
-"""Writes `docs/reference/` from the code: every field of the resources, with type, default and meaning. `make generate` runs it, `make verify`
-fails when what is committed differs.
+"""Writes `docs/reference/` from the code: every field of the resources, with type, default and meaning.
+
+`make generate` runs it; `make verify` fails when what is committed differs.
 """
 
 from __future__ import annotations

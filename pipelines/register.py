@@ -55,7 +55,7 @@ def register(registry_uri: str, model: str, models: Path, name: str) -> str:
         raise
     client.set_terminated(run.info.run_id)
     source = f"runs:/{run.info.run_id}/model"
-    made = client.create_model_version(model, source, run.info.run_id, tags=tags, await_creation_for=None)
+    made = client.create_model_version(model, source, run.info.run_id, tags=tags, await_creation_for=0)
     return str(made.version)
 
 

@@ -1,7 +1,7 @@
 """Reads resources from a YAML file of several documents and says where a mistake is: path, line, field.
 
-Called with the models of the kinds a program knows: the controller reads `LLMService`, the laptop's platform `LocalPlatform`. Documents of other
-kinds are left to the programs that know them. Must not do anything with what it reads.
+Called with the models of the kinds a program knows: the controller reads `LLMService`, the laptop's platform `LocalPlatform`. Documents
+of other kinds are left to the programs that know them. Must not do anything with what it reads.
 """
 
 from __future__ import annotations
