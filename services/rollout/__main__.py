@@ -142,6 +142,9 @@ def main(arguments: list[str] | None = None) -> int:
             field = "_".join(str(part) for part in mistake["loc"]).upper()
             sys.stderr.write(f"UNDERSTUDY_CONTROLLER_{field}: {mistake['msg']}\n")
         return 2
+    # MLflow's client repeats failed requests for minutes; here the next look is the repetition, and no thread may outlive its question.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", f"{max(1, round(settings.registry_timeout))}")
     try:
         asyncio.run(serve(settings, options.config, os.environ))
     except InvalidResource as error:
