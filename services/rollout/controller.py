@@ -131,7 +131,11 @@ class Controller:
 
     async def _look(self, name: str, reconciler: Reconciler) -> bool:
         try:
+            await asyncio.to_thread(self._lock.take)
             decision = await reconciler.look()
+        except LockHeld as error:
+            log.warning("%s: no look without the lock: %s", name, error)
+            return False
         except StoreError as error:
             log.warning("%s: the store is away, nothing was decided: %s", name, error)
             self._metrics.failed(name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import threading
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -69,23 +70,29 @@ class SessionLock:
     def __init__(self, url: Any) -> None:
         self._engine: Engine = create_engine(url, pool_size=1, max_overflow=0, isolation_level="AUTOCOMMIT")
         self._connection: Connection | None = None
+        self._turn = threading.Lock()
 
     def take(self) -> None:
-        try:
-            if self._connection is not None:
-                self._connection.execute(text("select 1"))
-                return
-            connection = self._engine.connect()
-            if connection.execute(text("select pg_try_advisory_lock(:key)"), {"key": _KEY}).scalar():
-                self._connection = connection
-                return
-            connection.close()
-        except SQLAlchemyError as error:
-            self.release()
-            raise LockHeld("the lock's connection to the database is lost; waiting to take it again") from error
-        raise LockHeld("another controller acts on this store; end it first")
+        with self._turn:
+            try:
+                if self._connection is not None:
+                    self._connection.execute(text("select 1"))
+                    return
+                connection = self._engine.connect()
+                if connection.execute(text("select pg_try_advisory_lock(:key)"), {"key": _KEY}).scalar():
+                    self._connection = connection
+                    return
+                connection.close()
+            except SQLAlchemyError as error:
+                self._drop()
+                raise LockHeld("the lock's connection to the database is lost; waiting to take it again") from error
+            raise LockHeld("another controller acts on this store; end it first")
 
     def release(self) -> None:
+        with self._turn:
+            self._drop()
+
+    def _drop(self) -> None:
         if self._connection is not None:
             self._connection.invalidate()
             self._connection.close()
