@@ -86,7 +86,7 @@ async def test_wrong_answers_bring_blame_repeats_and_escalations(engine: tuple[E
     fake, url = engine
     fake.right = False
     crowd = await crowd_of(
-        url, 0.7, leaves=0.0, praises_wrong=0.0, blames_wrong=0.4, repeats_wrong=0.3, escalates_wrong=0.3
+        url, 25, leaves=0.0, praises_wrong=0.0, blames_wrong=0.4, repeats_wrong=0.3, escalates_wrong=0.3
     )
     kinds = Counter(str(f["kind"]) for f in fake.feedback)
     assert crowd.counts.right == 0
