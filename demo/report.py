@@ -28,6 +28,8 @@ DRAWN: Final = (
     "at", "stage", "step", "n_control", "n_candidate", "control", "candidate", "effect", "lower", "upper",
     "e_harm", "harm_threshold", "harmful", "e_promote", "promote_threshold", "non_inferior",
 )  # fmt: skip
+OUTCOMES: Final = {"advance": "promoted", "abort": "aborted", "hold": "held", "error": "void"}
+"""What a verdict means for the version, in one word."""
 FILLER: Final = frozenset({"in", "on", "the", "step"})
 
 
@@ -98,6 +100,7 @@ def _rollout(
         "expected": wish,
         "as_expected": None if wish is None else as_expected(wish, ended, views.ended_in(state), state.metric),
         "verdict": ended,
+        "outcome": OUTCOMES.get(ended or ""),
         "reason": state.reason,
         "stage": views.ended_in(state),
         "seconds": told["seconds"],
