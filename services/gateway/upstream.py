@@ -115,14 +115,14 @@ class Attempt:
         return out
 
     async def finish(self) -> None:
-        """After a whole answer: reads the little that may follow, so that the connection can be used again."""
-        if self._response is not None and not self._response.closed:
-            try:
-                async with asyncio.timeout(1.0):
-                    await self._response.read()
-            except (TimeoutError, aiohttp.ClientError, OSError):
-                pass  # the answer is whole; only the connection is lost
-        self.close()
+        """After a whole answer: reads the little that may follow a stream, so that the connection can be used again."""
+        if self._response is None or self._response.closed:
+            return
+        try:
+            async with asyncio.timeout(1.0):
+                await self._response.read()
+        except (TimeoutError, aiohttp.ClientError, OSError):
+            self.close()  # the answer is whole; only the connection is lost
 
     def close(self) -> None:
         """Ends the attempt; an engine that is still at work sees the connection close."""
