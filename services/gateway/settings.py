@@ -67,7 +67,7 @@ class LimitSettings(_Section):
 class RecorderSettings(_Section):
     """The way of observations, exposures and feedback to the store."""
 
-    flush_seconds: Annotated[float, Field(gt=0)] = 0.1
+    flush_seconds: Annotated[float, Field(gt=0)] = 0.2
     batch_rows: Annotated[int, Field(gt=0)] = 1000
     memory_rows: Annotated[int, Field(gt=0)] = 50_000
     """Records kept in memory while the store is away; the journal holds the rest."""
