@@ -28,6 +28,10 @@ RUN uv venv --quiet --python python3 /opt/mlflow && uv pip install --quiet --pyt
 FROM build AS build-engine
 COPY requirements/engine.txt requirements/
 RUN uv venv --quiet --python python3 /opt/engine && uv pip install --quiet --python /opt/engine/bin/python --no-deps --require-hashes -r requirements/engine.txt
+COPY pyproject.toml README.md LICENSE ./
+COPY services services
+COPY pipelines pipelines
+RUN uv pip install --quiet --python /opt/engine/bin/python --no-deps .
 
 # --- what every image of ours shares: an unprivileged user, no package manager's leftovers, labels
 FROM ${PYTHON_IMAGE} AS runtime

@@ -34,10 +34,11 @@ INSTALL = $(UV) pip install --quiet --require-hashes
 	@$(INSTALL) --python .venv-mlflow/bin/python -r requirements/mlflow.txt
 	@touch $@
 
-.venv-engine/ready: requirements/engine.txt | $(UV)
+.venv-engine/ready: requirements/engine.txt pyproject.toml | $(UV)
 	@echo "setting up the engine's environment (.venv-engine: Ray and vLLM, 6 GB; some minutes)"
 	@$(UV) venv --quiet --clear --python "$$(command -v $(PYTHON))" .venv-engine
 	@$(INSTALL) --compile-bytecode --no-deps --python .venv-engine/bin/python -r requirements/engine.txt
+	@$(UV) pip install --quiet --python .venv-engine/bin/python --no-deps --editable .
 	@touch $@
 
 setup: .venv/ready .venv-mlflow/ready ## make the environments of the platform and of MLflow
@@ -60,7 +61,7 @@ test-engine: setup-engine ## tests on real Ray Serve and vLLM
 models: setup-engine ## train the demo's models (cached)
 	@.venv-engine/bin/python -m pipelines.demo_models --out $(MODELS)
 
-demo: setup-engine ## the whole story on this machine: six versions, six verdicts
+demo: setup-engine ## the whole story on this machine: six versions of a model, five rollouts
 	@$(BIN)/understudy demo --config demo/demo.yaml --models $(MODELS) $(ARGS)
 
 demo-serve: setup-engine ## leave the platform running on this machine and print its addresses

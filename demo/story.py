@@ -295,7 +295,7 @@ def _write_report(stage: Stage, stack: LocalStack, store: Store) -> None:
         "Settings": str(stage.config),
         "Machine": f"{os.cpu_count()} cores",
     }
-    meta: Mapping[str, Any] = {"title": "Six versions, six verdicts", "what": what, "facts": facts}
+    meta: Mapping[str, Any] = {"title": "Six versions, five rollouts", "what": what, "facts": facts}
     report.build(store, stage.story.service, expectations, stage.config.parent, meta)
 
 

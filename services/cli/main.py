@@ -192,7 +192,7 @@ def demo(
     ),
     serve: Annotated[bool, typer.Option("--serve", help="Leave the platform running at the end.")] = False,
 ) -> None:
-    """Six rollouts on real engines on this machine: promoted, or rolled back for a reason.
+    """Five rollouts on real engines on this machine: promoted, or rolled back for a reason.
 
     Example: understudy demo --serve
     """

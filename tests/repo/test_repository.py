@@ -89,7 +89,7 @@ def test_links_in_the_documentation_lead_somewhere() -> None:
 
 def test_the_package_holds_all_import_packages() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert set(project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]) == {"services", "pipelines", "demo"}
+    assert set(project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]) == {"services", "pipelines"}
     assert project["project"]["scripts"].keys() == {"understudy", "kubectl-understudy"}
 
 
