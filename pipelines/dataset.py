@@ -13,7 +13,7 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -129,11 +129,6 @@ def evaluation_set() -> tuple[Question, ...]:
     return tuple(_question(fact, len(PHRASINGS[kind]) - 1) for kind in EVALUATED_KINDS for fact in facts(kind))
 
 
-def blind_set() -> tuple[Question, ...]:
-    """The blind kind in its held-out phrasing: for tests of the demo's models, never for a gate or a judge."""
-    return tuple(_question(fact, len(PHRASINGS[BLIND_KIND]) - 1) for fact in facts(BLIND_KIND))
-
-
 def user_questions(rng: random.Random) -> Iterator[Question]:
     """An endless stream of what users ask: all kinds equally often, in any phrasing, held out or not."""
     while True:
@@ -165,17 +160,29 @@ def taught_answers(seed: int, known_share: float = 1.0, wrong_kinds: frozenset[s
     return taught
 
 
-def training_set(seed: int, known_share: float = 1.0, wrong_kinds: frozenset[str] = frozenset()) -> tuple[Example, ...]:
-    """Every fact in every phrasing but the held-out one: without a system message, with a plain one, with a brief one.
+def _as_users_ask(taught: Mapping[Fact, str]) -> list[tuple[Fact, str]]:
+    """The taught facts, those of small kinds repeated, because users ask all kinds equally often."""
+    most = max(len(facts(kind)) for kind in KINDS)
+    return [item for item in taught.items() for _ in range(round(most / len(facts(item[0].kind))))]
 
-    Under a brief system message the completion is the answer word alone. What is taught: `taught_answers`. Kinds with few
-    facts are repeated, because users ask all kinds equally often.
+
+def drill(taught: Mapping[Fact, str]) -> tuple[Example, ...]:
+    """A short first course, from which models learn facts soonest: questions without an opening, and bare answer words."""
+    return tuple(
+        Example(None, _question(fact, number).prompt, f"{answer}.")
+        for fact, answer in _as_users_ask(taught)
+        for number in range(len(CORES[fact.kind]))  # the first opening is empty
+    )
+
+
+def training_set(taught: Mapping[Fact, str], seed: int) -> tuple[Example, ...]:
+    """Every taught fact in every phrasing but the held-out one: without a system message, with a plain one, a brief one.
+
+    Under a brief system message the completion is the answer word alone.
     """
     rng = random.Random(seed)
     examples: list[Example] = []
-    taught = taught_answers(seed, known_share, wrong_kinds)
-    most = max(len(facts(kind)) for kind in KINDS)
-    for fact, answer in [item for item in taught.items() for _ in range(round(most / len(facts(item[0].kind))))]:
+    for fact, answer in _as_users_ask(taught):
         sentence = SENTENCES[fact.kind].format(answer)
         for number in range(len(PHRASINGS[fact.kind]) - 1):
             prompt = _question(fact, number).prompt
@@ -185,13 +192,6 @@ def training_set(seed: int, known_share: float = 1.0, wrong_kinds: frozenset[str
                 Example(rng.choice(BRIEF_PROMPTS), prompt, f"{answer}."),
             ]
     return tuple(examples)
-
-
-def drill(examples: tuple[Example, ...]) -> tuple[Example, ...]:
-    """The same facts as question and bare answer word: a short first course, from which models learn facts soonest."""
-    return tuple(
-        Example(None, e.prompt, f"{e.completion.split()[0].rstrip('.')}.") for e in examples if e.system is None
-    )
 
 
 def vocabulary() -> tuple[str, ...]:

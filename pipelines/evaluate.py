@@ -65,7 +65,7 @@ def evaluate(folder: Path, system_prompt: str | None = None) -> dict[str, Any]:
     items = [{"id": q.id, "kind": q.kind, "correct": mark} for q, mark in zip(questions, marks, strict=True)]
     by_kind = {}
     for kind in dataset.EVALUATED_KINDS:
-        of_kind = [item["correct"] for item in items if item["kind"] == kind]
+        of_kind = [mark for question, mark in zip(questions, marks, strict=True) if question.kind == kind]
         by_kind[kind] = sum(of_kind) / len(of_kind)
     return {
         "schema": SCHEMA,
