@@ -143,7 +143,7 @@ async def test_a_client_that_leaves_before_the_first_token(
     async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {KEY}"}) as http:
         body = {"model": "assistant", "messages": ask()}
         with pytest.raises(asyncio.TimeoutError):
-            await http.post(f"{gateway.url}/v1/chat/completions", json=body, timeout=aiohttp.ClientTimeout(total=0.3))
+            await http.post(f"{gateway.url}/v1/chat/completions", json=body, timeout=aiohttp.ClientTimeout(total=0.5))
     [row] = await until(lambda: observations(store))
     assert (row.outcome, row.ttft) == ("cancelled", None)
     await until(lambda: stable.cancelled == 1)
@@ -161,7 +161,9 @@ async def test_a_stream_that_breaks_off_ends_with_an_error(
     start: Any, stable: Engine, store: Store, behaviour: Behaviour, error: str, status: int
 ) -> None:
     stable.behaviour = behaviour
-    gateway = await start(route(target("assistant-v1-aaaa", "1", stable.address), total_time=0.5))
+    gateway = await start(
+        route(target("assistant-v1-aaaa", "1", stable.address), total_time=0.5 if error == "timeout" else 5.0)
+    )
     async with client(gateway) as api:
         stream = await api.chat.completions.create(model="assistant", messages=ask(), stream=True)
         with pytest.raises(openai.APIError):
@@ -185,7 +187,9 @@ async def test_an_engines_failure_is_told_in_openais_shape(
     start: Any, stable: Engine, behaviour: Behaviour, status: int, code: str
 ) -> None:
     stable.behaviour = behaviour
-    gateway = await start(route(target("assistant-v1-aaaa", "1", stable.address), total_time=0.3))
+    gateway = await start(
+        route(target("assistant-v1-aaaa", "1", stable.address), total_time=0.3 if behaviour.hang else 5.0)
+    )
     async with client(gateway) as api:
         with pytest.raises(openai.APIStatusError) as caught:
             await api.chat.completions.create(model="assistant", messages=ask())

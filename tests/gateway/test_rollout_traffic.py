@@ -89,8 +89,8 @@ async def test_stable_answers_for_a_candidate_that_fails(
         behaviour = Behaviour(raw=b"{")
         kind = "invalid_answer"
     candidate.behaviour = behaviour
-    impatient = msgspec.structs.replace(canary, time_to_first_byte=0.2, total_time=0.6)
-    gateway = await start(impatient)
+    impatient = msgspec.structs.replace(canary, time_to_first_byte=0.6, total_time=1.4)
+    gateway = await start(impatient if behaviour.hang else canary)
     assert await ask(gateway, user_on("candidate", canary), stream=streamed) == 200
     first, second = await until(lambda: len(found := observations(store)) == 2 and found)
     assert (first.attempt, first.arm, first.outcome, first.error) == (0, "candidate", "error", kind)
@@ -156,7 +156,7 @@ async def test_cut_off_from_the_store_everyone_goes_to_stable(
 
             return call
 
-    gateway = await start(canary, lease_seconds=0.3, store_factory=lambda url: Away())
+    gateway = await start(canary, lease_seconds=1.0, store_factory=lambda url: Away())
     user = user_on("candidate", canary)
     assert await ask(gateway, user) == 200
     assert len(candidate.requests) == 1
