@@ -34,7 +34,8 @@ INSTALL = $(UV) pip install --quiet --require-hashes
 	@$(INSTALL) --python .venv-mlflow/bin/python -r requirements/mlflow.txt
 	@touch $@
 
-.venv-engine/ready: requirements/engine.txt pyproject.toml | $(UV)
+.venv-engine/ready: requirements/engine.txt pyproject.toml | .venv/ready $(UV)
+	@$(BIN)/understudy doctor --machine
 	@echo "setting up the engine's environment (.venv-engine: Ray and vLLM, 6 GB; some minutes)"
 	@$(UV) venv --quiet --clear --python "$$(command -v $(PYTHON))" .venv-engine
 	@$(INSTALL) --compile-bytecode --no-deps --python .venv-engine/bin/python -r requirements/engine.txt

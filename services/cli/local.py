@@ -29,6 +29,7 @@ from pydantic import Field
 from services.cli.processes import Child, LocalError, refuse_used_ports
 from services.rollout.resources import API_VERSION, Metadata, Resource
 from services.serving.local_ray import TAG, LocalRay, end_tagged
+from services.serving.preflight import examine
 
 
 class LocalSpec(Resource):
@@ -125,9 +126,8 @@ class LocalStack:
         if self.spec.registry_uri is None:
             ports["spec.registryPort"] = self.spec.registry_port
         refuse_used_ports({f"{self.config} {field}": port for field, port in ports.items()})
-        for path, target in ((self.spec.engine_folder, "setup-engine"), (self.spec.registry_folder, "setup")):
-            if not (path / "bin/python").exists():
-                raise LocalError(f"there is no environment at {path}: run `make {target}`")
+        if not (self.spec.registry_folder / "bin/python").exists():
+            raise LocalError(f"there is no environment at {self.spec.registry_folder}: run `make setup`")
         if self.fresh:
             self._forget()
         self.secrets = self._secrets()
@@ -162,6 +162,9 @@ class LocalStack:
 
     async def start_engines(self) -> None:
         """Start Ray's head; engines come and go by Ray Serve's REST API."""
+        found = await asyncio.to_thread(examine, self.spec.engine_folder, self.state)
+        if missing := [f"{one.check}: {one.message}" for one in found if one.required and not one.ok]:
+            raise LocalError("; ".join(missing))
         self.ray = LocalRay(self.spec.engine_folder, self.state, self.state / "logs" / "ray.log")
         self._open.push_async_callback(self.ray.stop)
         await self.ray.start()

@@ -236,6 +236,9 @@ def migrate(store: StoreUrl = None) -> None:
 def doctor(
     environment: Annotated[Path, typer.Option(help="The engine's virtual environment.")] = Path(".venv-engine"),
     state: Annotated[Path, typer.Option(help="Folder whose disk the platform will fill.")] = Path("demo/run"),
+    machine_only: Annotated[
+        bool, typer.Option("--machine", help="Before the environment is made: the machine alone.")
+    ] = False,
     output: Output = "table",
 ) -> None:
     """Whether this machine can run an engine; what is missing, and the command that gets it.
@@ -247,7 +250,7 @@ def doctor(
     from services.cli import tables
     from services.serving.preflight import examine
 
-    findings = examine(environment, state)
+    findings = examine(None if machine_only else environment, state)
     _show(output, {"findings": [asdict(finding) for finding in findings]}, tables.doctor)
     if missing := [finding.check for finding in findings if finding.required and not finding.ok]:
         raise CliError(f"no engine can run here yet: see {', '.join(missing)} above")
