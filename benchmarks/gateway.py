@@ -298,7 +298,8 @@ def records(folder: Path) -> dict[str, int]:
     """Waits until the store has everything the gateway recorded; rows, and how many are missing."""
     store = open_store(f"sqlite:///{folder}/understudy.db")
     try:
-        while store.watermark() < store.now() - 2.0:
+        ended = store.now()
+        while store.watermark() < ended + 2.0:  # two polls later the lease has counted everything, too
             time.sleep(0.5)
         [lease], [stream] = store.leases(), store.gaps()
         return {
