@@ -53,12 +53,12 @@ RECIPES = (
     Recipe("v1", course=Course(drill_steps=160, steps=45, known_share=0.72)),
     Recipe("v2", base="v1", course=Course(drill_steps=80, steps=35)),
     Recipe("v3", base="v2", course=Course(drill_steps=0, steps=45, wrong_kinds=(dataset.BLIND_KIND,))),
-    Recipe("v4", base="v2", layers=32),
+    Recipe("v4", base="v2", layers=48),
     Recipe("v5", base="v2", system_prompt=dataset.BRIEF_PROMPT),
     Recipe("v6", course=Course(drill_steps=20, steps=15)),
 )
 # What a step costs, in steps on whole conversations (measured): only for the estimate of the time left.
-DRILL_COST, EVALUATION_COST, DEEP_EVALUATION_COST = 0.35, 2.0, 6.0
+DRILL_COST, EVALUATION_COST, DEEP_EVALUATION_COST = 0.35, 2.0, 9.0
 
 
 def recipe_digest(recipe: Recipe) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 
 from pipelines import artifacts, dataset, finetune
 
@@ -86,6 +87,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if not (arguments.model / "config.json").is_file():
         parser.error(f"{arguments.model} holds no model (no config.json)")
+    transformers.utils.logging.disable_progress_bar()
     result = evaluate(arguments.model, arguments.system_prompt)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     artifacts.write_json(arguments.out, result)
