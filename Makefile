@@ -60,7 +60,7 @@ test-engine: setup-engine ## tests on real Ray Serve and vLLM
 
 # --- the main job
 models: setup-engine ## train the demo's models (cached)
-	@.venv-engine/bin/python -m pipelines.demo_models --out $(MODELS)
+	@OMP_WAIT_POLICY=PASSIVE .venv-engine/bin/python -m pipelines.demo_models --out $(MODELS)
 
 demo: setup-engine ## the whole story on this machine: six versions of a model, five rollouts
 	@$(BIN)/understudy demo --config demo/demo.yaml --models $(MODELS) $(ARGS)

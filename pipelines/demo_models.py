@@ -6,6 +6,7 @@ is for: `docs/demo-models.md`. It must not know MLflow: `register` brings versio
 """
 
 import argparse
+import fcntl
 import hashlib
 import inspect
 import json
@@ -53,12 +54,12 @@ RECIPES = (
     Recipe("v1", course=Course(drill_steps=160, steps=45, known_share=0.72)),
     Recipe("v2", base="v1", course=Course(drill_steps=80, steps=35)),
     Recipe("v3", base="v2", course=Course(drill_steps=0, steps=45, wrong_kinds=(dataset.BLIND_KIND,))),
-    Recipe("v4", base="v2", layers=48),
+    Recipe("v4", base="v2", layers=64),
     Recipe("v5", base="v2", system_prompt=dataset.BRIEF_PROMPT),
     Recipe("v6", course=Course(drill_steps=20, steps=15)),
 )
 # What a step costs, in steps on whole conversations (measured): only for the estimate of the time left.
-DRILL_COST, EVALUATION_COST, DEEP_EVALUATION_COST = 0.35, 2.0, 9.0
+DRILL_COST, EVALUATION_COST, DEEP_EVALUATION_COST = 0.35, 2.0, 12.0
 
 
 def recipe_digest(recipe: Recipe) -> str:
@@ -166,8 +167,21 @@ def build(recipe: Recipe, out: Path, progress: Progress) -> None:
 
 
 def build_all(recipes: Sequence[Recipe], out: Path) -> None:
-    """Build what is missing, in order; a version whose base is rebuilt has another recipe digest and is rebuilt too."""
+    """Build what is missing, in order. A second caller for the same folder waits, and then finds the versions built.
+
+    A version whose base is rebuilt has another recipe digest and is rebuilt too.
+    """
     out.mkdir(parents=True, exist_ok=True)
+    with (out / "lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"another program is building in {out}: waiting for it", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        _build_missing(recipes, out)
+
+
+def _build_missing(recipes: Sequence[Recipe], out: Path) -> None:
     dataset.references(out / "references.json")
     missing = [recipe for recipe in recipes if not is_built(recipe, out)]
     progress = Progress(sum(cost(recipe) for recipe in missing))
