@@ -78,7 +78,7 @@ async def observed(
     platform: ServePlatform, until: Callable[[dict[str, RevisionState]], bool]
 ) -> dict[str, RevisionState]:
     async with asyncio.timeout(500):
-        while not until(states := await platform.observe("assistant")):  # noqa: ASYNC110  (an engine sends no event)
+        while not until(states := await platform.observe("assistant")):
             await asyncio.sleep(0.5)
         return states
 

@@ -37,6 +37,6 @@ def feedback(store: Store) -> list[Feedback]:
 async def until(found: Callable[[], _Found], seconds: float = 5.0) -> _Found:
     """The first truthy value of `found`, asked again and again while the loop runs on."""
     async with asyncio.timeout(seconds):
-        while not (value := found()):  # noqa: ASYNC110  # the store signals nothing
+        while not (value := found()):  # the store signals nothing
             await asyncio.sleep(0.005)
     return value

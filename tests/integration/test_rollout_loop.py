@@ -175,7 +175,7 @@ class World:
     async def until(self, condition: Callable[[], Any], seconds: float = 400) -> None:
         try:
             async with asyncio.timeout(seconds):
-                while not await asyncio.to_thread(condition):  # noqa: ASYNC110  other processes' doings, of which no event tells
+                while not await asyncio.to_thread(condition):
                     await asyncio.sleep(0.1)
         except TimeoutError:
             log = (self.folder / "controller.log").read_text()[-4000:]

@@ -73,7 +73,7 @@ async def running(config: Path, lock: Any, failures: list[Exception] | None = No
 
 async def until(condition: Any) -> None:
     async with asyncio.timeout(30):
-        while not condition():  # noqa: ASYNC110  what is awaited are other tasks' effects, of which no event tells
+        while not condition():
             await asyncio.sleep(0.005)
 
 

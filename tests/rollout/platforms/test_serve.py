@@ -45,7 +45,7 @@ async def platform(serve: ServeApi) -> AsyncIterator[ServePlatform]:
 
 async def observed(platform: ServePlatform, name: str, until: Callable[[RevisionState], bool]) -> RevisionState:
     async with asyncio.timeout(2):
-        while not until(state := (await platform.observe("assistant"))[name]):  # noqa: ASYNC110
+        while not until(state := (await platform.observe("assistant"))[name]):
             await asyncio.sleep(0)
         return state
 
