@@ -12,7 +12,11 @@ from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
 _UNITS: Final = {"d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _PART: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|[dhms])")
-_WHOLE: Final = r"^(\d+(\.\d+)?(ms|[dhms]))+$"
+_DAYS: Final = r"[0-9]{1,6}(\.[0-9]{1,3})?d"
+_REST: Final = r"([0-9]{1,9}(\.[0-9]{1,3})?(ms|[hms]))"
+_WHOLE: Final = (
+    f"^({_DAYS}{_REST}*|{_REST}+)$"  # days first: the API server's rules cut them off to compute with the rest
+)
 
 
 def parse_duration(value: Any) -> float:
@@ -45,6 +49,6 @@ Duration = Annotated[
     float,
     BeforeValidator(parse_duration, json_schema_input_type=str),
     PlainSerializer(format_duration, return_type=str),
-    WithJsonSchema({"type": "string", "pattern": _WHOLE}),
+    WithJsonSchema({"type": "string", "pattern": _WHOLE, "maxLength": 32}),
 ]
 """Seconds inside, text such as `10m` outside."""

@@ -59,7 +59,7 @@ def covers(d: Deliberation, weight: float) -> bool:
     stable = d.observed.engines.get(d.stable.model)
     candidate = d.observed.engines.get(d.rollout.engine)
     ready = candidate.ready_replicas if candidate is not None and candidate.phase == "ready" else 0
-    most = d.service.spec.engine.replicas.max
+    most = d.service.spec.engine.autoscaling.max
     needed = min(most, max(1, math.ceil(weight / 100 * (stable.ready_replicas if stable else 1))))
     if needed > d.rollout.replicas:
         d.change(replicas=needed)
@@ -74,8 +74,8 @@ def covers(d: Deliberation, weight: float) -> bool:
 
 def _apply(d: Deliberation) -> None:
     rollout = d.rollout
-    most = d.service.spec.engine.replicas.max
-    fewest = min(most, max(d.service.spec.engine.replicas.min, rollout.replicas))
+    most = d.service.spec.engine.autoscaling.max
+    fewest = min(most, max(d.service.spec.engine.autoscaling.min, rollout.replicas))
     d.actions.append(ApplyRevision(rollout.engine, rollout.weights_version, (fewest, most)))
 
 

@@ -33,8 +33,13 @@ def weights_of(info: VersionInfo) -> str:
 
 
 def engine_specification(engine: Engine) -> dict[str, Any]:
-    """What of the resource makes a revision: a change here is rolled out. Scaling and patience are not part of it."""
-    return engine.model_dump(mode="json", by_alias=True, exclude={"replicas", "start_timeout"})
+    """What of the resource makes a revision: a change here is rolled out. Scaling and patience are not part of it.
+
+    Without defaults, so that a field which a later version of this program adds makes no new revisions.
+    """
+    return engine.model_dump(
+        mode="json", by_alias=True, exclude={"autoscaling", "start_timeout"}, exclude_defaults=True
+    )
 
 
 def engine_name(service: LLMService, info: VersionInfo) -> str:

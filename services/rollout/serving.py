@@ -125,7 +125,7 @@ def _roll_to(d: Deliberation, champion: VersionInfo) -> None:
         )
     else:
         if state is None or state.phase == "absent":
-            replicas = d.service.spec.engine.replicas
+            replicas = d.service.spec.engine.autoscaling
             d.actions.append(ApplyRevision(name, weights_of(champion), (replicas.min, replicas.max)))
         d.condition(
             "Serving",
@@ -150,7 +150,7 @@ def _keep(d: Deliberation, champion: VersionInfo | None) -> None:
         return
     if state is None or state.phase == "absent":
         if champion is not None and engine_name(d.service, champion) == d.stable.model:
-            replicas = d.service.spec.engine.replicas
+            replicas = d.service.spec.engine.autoscaling
             d.actions.append(ApplyRevision(d.stable.model, weights_of(champion), (replicas.min, replicas.max)))
         d.condition(
             "Serving", False, reasons.AWAITING_ENGINE, f"engine {d.stable.model} of stable is gone and starts again"

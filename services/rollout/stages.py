@@ -38,7 +38,7 @@ def gate(d: Deliberation) -> None:
 
 
 def _pass_gate(d: Deliberation, reason: str, message: str) -> None:
-    fewest = 0 if shares_stable(d) else d.rules.spec.engine.replicas.min
+    fewest = 0 if shares_stable(d) else d.rules.spec.engine.autoscaling.min
     d.change(stage="rehearsal", stage_started_at=None, replicas=fewest, baseline=dict(d.observed.baseline or {}))
     d.emit("gate", reason, message, d.rollout.gate)
 

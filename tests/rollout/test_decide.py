@@ -499,7 +499,7 @@ def test_a_platform_that_is_away_changes_nothing() -> None:
 def test_weight_rises_only_with_capacity() -> None:
     resource = service()
     engine = resource.spec.engine.model_copy(
-        update={"replicas": resource.spec.engine.replicas.model_copy(update={"max": 4})}
+        update={"autoscaling": resource.spec.engine.autoscaling.model_copy(update={"max": 4})}
     )
     resource = resource.model_copy(update={"spec": resource.spec.model_copy(update={"engine": engine})})
     world = World(resource)

@@ -38,7 +38,7 @@ spec:
         ("  rollout:\n    canary: {steps: [{weight: 5, minDuration: 10h, maxDuration: 1h}]}\n", "minDuration is longer"),
         ("  rollout:\n    judge: {kind: exactMatch}\n", "exactMatch needs `references`"),
         ("  rollout:\n    judge: {kind: rubric, model: m}\n", "rubric needs `endpoint` and `model`"),
-        ("  engine: {replicas: {min: 3, max: 2}}\n", "min (3) is greater than max (2)"),
+        ("  engine: {autoscaling: {min: 3, max: 2}}\n", "min (3) is greater than max (2)"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_named_with_line_and_field(tmp_path: Path, lines: str, message: str) -> None:

@@ -1,0 +1,417 @@
+"""The `rollout` part of the `LLMService` resource: how a new version is brought in. See `resources`."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Annotated, Any, Final, Literal, Self
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
+
+from services.rollout.durations import Duration
+from services.rollout.resources_base import Label, Resource, SecretVariable, cel, keyed
+
+Metric = Literal["errors", "ttft", "tokensPerSecond", "feedback", "judge"]
+GuardedStage = Literal["rehearsal", "canary"]
+
+
+def _length(field: str) -> str:
+    """CEL for the length of a duration field; CEL knows no days."""
+    days = f"string(double({field}.split('d')[0]) * 24.0) + 'h' + {field}.split('d')[1]"
+    return f"duration({field}.contains('d') ? {days} : {field})"
+
+
+_ORDERED: Final = (
+    f"{_length('self.minDuration')} <= {_length('self.maxDuration')}",
+    "minDuration is longer than maxDuration",
+    "minDuration",
+)
+
+
+class Gate(Resource):
+    """Offline evaluation of candidate and champion compared before any engine starts."""
+
+    enabled: bool = Field(default=True, description="Whether a rollout needs evaluations of both versions.")
+    margin: float = Field(
+        default=0.02, ge=0, lt=1, description="Loss of accuracy (absolute share of items) that is tolerated."
+    )
+    minimum_accuracy: float | None = Field(
+        default=None, ge=0, le=1, description="Accuracy below which a candidate fails whatever the champion's is."
+    )
+
+
+class Rehearsal(Resource):
+    """Mirrored traffic: the candidate answers copies of real prompts and no user sees it."""
+
+    model_config = cel(_ORDERED)
+
+    share: float = Field(
+        default=0.1, gt=0, le=1, description="Share of users (0 to 1) of whom one request is mirrored."
+    )
+    min_pairs: int = Field(default=200, ge=0, le=10_000_000, description="Mirrored pairs before the rehearsal may end.")
+    min_duration: Duration = Field(default=600.0, ge=0, description="Time before the rehearsal may end.")
+    max_duration: Duration = Field(
+        default=14_400.0, gt=0, description="Time after which an unfinished rehearsal is held for a person."
+    )
+    in_flight: int = Field(
+        default=4, ge=1, le=10_000, description="Mirrored pairs under way at once in one gateway; more are dropped."
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min_duration > self.max_duration:
+            raise ValueError("minDuration is longer than maxDuration")
+        return self
+
+
+class CanaryStep(Resource):
+    """One step of live traffic; control takes as many users as the candidate."""
+
+    model_config = cel(_ORDERED)
+
+    weight: float = Field(gt=0, le=50, description="Percent of users who get the candidate.")
+    min_duration: Duration = Field(default=3600.0, ge=0, description="Time before the step may end.")
+    min_units: int = Field(
+        default=100,
+        ge=0,
+        le=100_000_000,
+        description="Users per arm, first exposed in this step and closed, before the step may end.",
+    )
+    max_duration: Duration = Field(
+        default=172_800.0, gt=0, description="Time after which an undecided step is held for a person."
+    )
+    approval: bool = Field(default=False, description="Whether a person must approve the end of this step.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min_duration > self.max_duration:
+            raise ValueError("minDuration is longer than maxDuration")
+        return self
+
+
+def _production_steps() -> tuple[CanaryStep, ...]:
+    hour, day = 3600.0, 86_400.0
+    return (
+        CanaryStep(weight=1, min_duration=hour),
+        CanaryStep(weight=5, min_duration=hour),
+        CanaryStep(weight=25, min_duration=hour),
+        CanaryStep(weight=50, min_duration=day, max_duration=7 * day),
+    )
+
+
+class Canary(Resource):
+    """The steps, in order."""
+
+    model_config = cel(
+        (
+            "self.steps.map(s, s.weight).isSorted() && self.steps.all(s, self.steps.exists_one(t, t.weight == s.weight))",
+            "the steps' weights must grow from step to step",
+            "steps",
+        )
+    )
+
+    steps: tuple[CanaryStep, ...] = Field(
+        default_factory=_production_steps, min_length=1, max_length=20, description="Steps with growing weights."
+    )
+
+    @model_validator(mode="after")
+    def _growing(self) -> Self:
+        weights = [step.weight for step in self.steps]
+        if any(later <= earlier for earlier, later in itertools.pairwise(weights)):
+            raise ValueError(f"weights must grow from step to step, not {weights}")
+        return self
+
+
+_STAGES: Final[dict[str, tuple[GuardedStage, ...]]] = {
+    "errors": ("rehearsal", "canary"),
+    "ttft": ("rehearsal", "canary"),
+    "tokensPerSecond": ("rehearsal", "canary"),
+    "feedback": ("canary",),
+    "judge": ("rehearsal",),
+}
+RELATIVE: Final = frozenset({"ttft", "tokensPerSecond"})
+"""Metrics whose margin is a share of stable's value; the others' margins are absolute."""
+
+
+class Guardrail(Resource):
+    """A metric that the candidate must not worsen beyond a margin."""
+
+    model_config = cel(
+        (
+            "self.metric == 'ttft' || self.margin < 1.0",
+            "margin must be below 1: a share of users or points, or a fall of tokensPerSecond",
+            "margin",
+        ),
+        ("!has(self.quantile) || self.metric == 'ttft'", "quantile belongs to the metric ttft", "quantile"),
+        (
+            "!has(self.stages) || self.metric != 'feedback' || !('rehearsal' in self.stages)",
+            "feedback is not measured in stage rehearsal: no user sees it",
+            "stages",
+        ),
+        (
+            "!has(self.stages) || self.metric != 'judge' || !('canary' in self.stages)",
+            "judge is not measured in stage canary: only mirrored answers are judged",
+            "stages",
+        ),
+    )
+
+    metric: Metric = Field(
+        description="`errors`: users with a failed request; `ttft`: seconds to the first token; `tokensPerSecond`: mean per user; "
+        "`feedback`: users with a bad mark; `judge`: judged quality of mirrored answers, 0 to 1."
+    )
+    margin: float = Field(
+        gt=0,
+        le=100,
+        description="Tolerated worsening: absolute (0 to 1) for errors, feedback, judge; relative (0.2 is 20 %) for ttft, tokensPerSecond.",
+    )
+    mode: Literal["nonInferior", "harmOnly"] = Field(
+        default="harmOnly",
+        description="`nonInferior`: must be shown within the margin before promotion. `harmOnly`: must not be shown beyond it.",
+    )
+    quantile: float | None = Field(default=None, gt=0, lt=1, description="For ttft: which quantile; default 0.95.")
+    stages: tuple[GuardedStage, ...] = Field(
+        default=(), max_length=2, description="Stages that watch it; default: all that measure it."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        filled = dict(data)
+        if not filled.get("stages") and filled.get("metric") in _STAGES:
+            filled["stages"] = _STAGES[filled["metric"]]
+        if filled.get("metric") == "ttft" and filled.get("quantile") is None:
+            filled["quantile"] = 0.95
+        return filled
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.metric not in RELATIVE and self.margin >= 1:
+            raise ValueError(
+                f"the margin of {self.metric} is a share of users or points and must be below 1, not {self.margin}"
+            )
+        if self.metric == "tokensPerSecond" and self.margin >= 1:
+            raise ValueError("a margin of 1 or more allows tokensPerSecond to fall to nothing")
+        if self.quantile is not None and self.metric != "ttft":
+            raise ValueError(f"quantile belongs to ttft, not to {self.metric}")
+        wrong = [stage for stage in self.stages if stage not in _STAGES[self.metric]]
+        if wrong:
+            raise ValueError(
+                f"{self.metric} is not measured in stage {wrong[0]}; it is in {', '.join(_STAGES[self.metric])}"
+            )
+        return self
+
+
+def _production_guardrails() -> tuple[Guardrail, ...]:
+    return (
+        Guardrail(metric="errors", margin=0.01, mode="nonInferior"),
+        Guardrail(metric="ttft", margin=0.2, mode="nonInferior"),
+        Guardrail(metric="feedback", margin=0.05),
+    )
+
+
+_URL: Final = r"^https?://[^\s/]+"
+Clock = Annotated[str, StringConstraints(pattern=r"^(([01][0-9]|2[0-3]):[0-5][0-9]|24:00)$", max_length=5)]
+Day = Literal["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"]
+_WEEK: Final[tuple[Day, ...]] = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+
+
+def _zone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise ValueError(f"{name!r} is no time zone; write one of the IANA database, such as Europe/Berlin") from error
+    return name
+
+
+class FreezeWindow(Resource):
+    """A time of the week in which nothing goes forward."""
+
+    model_config = cel(("self.from != self.to", "from and to must differ; a whole day is 00:00 to 24:00", "to"))
+
+    days: tuple[Day, ...] = Field(
+        default=_WEEK, min_length=1, max_length=7, description="Days on which it begins; default: every day."
+    )
+    from_: Clock = Field(alias="from", description="When it begins, e.g. 22:00.")
+    to: Clock = Field(description="When it ends; at or before `from`: on the next day.")
+    time_zone: Annotated[
+        str, StringConstraints(pattern=r"^[A-Za-z0-9_+/-]+$", max_length=64), AfterValidator(_zone)
+    ] = Field(default="UTC", description="Time zone of `from` and `to`, e.g. Europe/Berlin.")
+
+    @model_validator(mode="after")
+    def _differ(self) -> Self:
+        if self.from_ == self.to:
+            raise ValueError("from and to must differ; a whole day is 00:00 to 24:00")
+        return self
+
+
+Event = Literal[
+    "start", "gate", "engine", "rehearsal", "stage", "step", "approval", "hold", "advance", "abort", "error", "watch",
+    "pause", "resume", "approve", "serve", "condition",
+]  # fmt: skip
+"""Actions of the audit trail that people may want to be told of."""
+
+
+class Notification(Resource):
+    """Somebody to tell."""
+
+    model_config = cel(("has(self.url) != has(self.urlEnv)", "name one of url and urlEnv", "url"))
+
+    name: Label = Field(description="A name for the audit trail.")
+    kind: Literal["generic", "slack"] = Field(
+        default="generic",
+        description="`generic`: the event as JSON. `slack`: a message as Slack's incoming webhooks take it.",
+    )
+    url: str | None = Field(default=None, pattern=_URL, max_length=2048, description="Where events are posted.")
+    url_env: SecretVariable | None = Field(
+        default=None,
+        description="Environment variable of the controller that holds the URL, where the URL is the secret (as Slack's is).",
+    )
+    secret_env: SecretVariable | None = Field(
+        default=None,
+        description="Environment variable of the controller that holds a key; the body's HMAC-SHA256 goes along in X-Understudy-Signature.",
+    )
+    events: tuple[Event, ...] = Field(
+        default=("start", "approval", "hold", "advance", "abort", "error"),
+        min_length=1,
+        max_length=17,
+        description="Of which events; `approval`: a step waits for one.",
+    )
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.url is None) == (self.url_env is None):
+            raise ValueError("name one of url and urlEnv")
+        return self
+
+
+class Judge(Resource):
+    """Who scores mirrored answers. Needs `privacy.content: judge`."""
+
+    model_config = cel(
+        (
+            "self.kind != 'exactMatch' || has(self.references)",
+            "exactMatch needs `references`",
+            "references",
+        ),
+        (
+            "self.kind == 'exactMatch' || (has(self.endpoint) && has(self.model))",
+            "rubric and pairwise need `endpoint` and `model`",
+            "endpoint",
+        ),
+    )
+
+    kind: Literal["exactMatch", "rubric", "pairwise"] = Field(
+        description="`exactMatch`: the reference answer occurs as a whole word. `rubric`: a model grades each answer 1 to 5. "
+        "`pairwise`: a model compares both, in both orders."
+    )
+    references: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=1024,
+        description="For exactMatch: path of a JSON object, prompt to answer, relative to the resource's file.",
+    )
+    endpoint: str | None = Field(
+        default=None,
+        pattern=_URL,
+        max_length=2048,
+        description="For rubric and pairwise: base URL of an OpenAI-compatible server, ending in /v1.",
+    )
+    model: str | None = Field(
+        default=None, min_length=1, max_length=256, description="For rubric and pairwise: the judge's model name."
+    )
+    api_key_env: SecretVariable | None = Field(
+        default=None,
+        description="Environment variable of the controller that holds the endpoint's key; none: no key is sent.",
+    )
+    timeout: Duration = Field(default=30.0, gt=0, description="Time one judgement may take.")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.kind == "exactMatch" and self.references is None:
+            raise ValueError("exactMatch needs `references`")
+        if self.kind != "exactMatch" and (self.endpoint is None or self.model is None):
+            raise ValueError(f"{self.kind} needs `endpoint` and `model`")
+        return self
+
+
+class Rollout(Resource):
+    """How a new version is brought in."""
+
+    model_config = cel(
+        (
+            "!self.guardrails.exists(g, g.metric == 'judge') || has(self.judge)",
+            "a judge guardrail needs `judge`",
+            "judge",
+        ),
+        (
+            "self.guardrails.exists(g, g.mode == 'nonInferior' && g.metric != 'judge'"
+            " && (!has(g.stages) || size(g.stages) == 0 || 'canary' in g.stages))",
+            "no guardrail of the canary is nonInferior: nothing could show that a version may be promoted",
+            "guardrails",
+        ),
+    )
+
+    alpha: float = Field(
+        default=0.05,
+        gt=0,
+        lt=0.5,
+        description="Probability of aborting a harmless candidate, over the whole rollout; also of passing one guardrail wrongly.",
+    )
+    horizon: Duration = Field(
+        default=600.0, gt=0, description="Time from a user's first request in a rollout in which outcomes count (H)."
+    )
+    settle: Duration = Field(
+        default=60.0, ge=0, description="Time after the horizon for running requests to end and feedback to come."
+    )
+    look: Duration = Field(default=10.0, gt=0, description="Time between the controller's looks.")
+    gate: Gate = Field(default_factory=Gate, description="Offline evaluation.")
+    rehearsal: Rehearsal = Field(default_factory=Rehearsal, description="Mirrored traffic.")
+    canary: Canary = Field(default_factory=Canary, description="Live traffic in steps.")
+    guardrails: tuple[Guardrail, ...] = Field(
+        default_factory=_production_guardrails,
+        min_length=1,
+        max_length=len(_STAGES),
+        json_schema_extra=keyed("metric"),
+        description="What must not become worse; each metric once.",
+    )
+    hold_timeout: Duration = Field(
+        default=86_400.0, ge=0, description="Time a held rollout keeps its weight before it falls to 0."
+    )
+    rollback_window: Duration = Field(
+        default=3600.0,
+        ge=0,
+        description="Time after promotion in which the old revision stays warm and the new one is watched.",
+    )
+    judge: Judge | None = Field(default=None, description="Who scores mirrored answers; none: nobody.")
+    paused: bool = Field(default=False, description="Keeps the rollout where it is; harm still aborts it.")
+    freeze_windows: tuple[FreezeWindow, ...] = Field(
+        default=(),
+        max_length=20,
+        description="Times of the week in which no stage advances and nothing is promoted; harm still aborts.",
+    )
+    notifications: tuple[Notification, ...] = Field(
+        default=(),
+        max_length=10,
+        json_schema_extra=keyed("name"),
+        description="Who is told of a rollout's events. Sent at least once; each carries the event's id.",
+    )
+
+    @model_validator(mode="after")
+    def _one_each(self) -> Self:
+        metrics = [guardrail.metric for guardrail in self.guardrails]
+        twice = sorted({metric for metric in metrics if metrics.count(metric) > 1})
+        if twice:
+            raise ValueError(f"guardrails name {twice[0]} twice")
+        if "judge" in metrics and self.judge is None:
+            raise ValueError("a judge guardrail needs `judge`")
+        if not any(guardrail.mode == "nonInferior" for guardrail in self.guarded("canary")):
+            raise ValueError(
+                "no guardrail of the canary is nonInferior: nothing could show that a version may be promoted"
+            )
+        return self
+
+    def guarded(self, stage: GuardedStage) -> tuple[Guardrail, ...]:
+        """The guardrails of a stage, in the resource's order."""
+        return tuple(guardrail for guardrail in self.guardrails if stage in guardrail.stages)
