@@ -5,13 +5,16 @@ and repeats what may be repeated (throttling, 5xx, lost connections) before it r
 
     KubernetesError
     ├── KubernetesUnavailable   retryable: the API server did not answer, or is too busy
-    └── KubernetesRejected      permanent: the API server understood the request and refused it
+    ├── KubernetesRejected      permanent: the API server understood the request and refused it
+    └── NoCluster               permanent: nothing says where a cluster is, or how to get in
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, Protocol
+
+Objects = list[dict[str, Any]]
 
 
 class KubernetesError(Exception):
@@ -30,6 +33,10 @@ class KubernetesRejected(KubernetesError):
         self.status = status
 
 
+class NoCluster(KubernetesError):
+    """There is neither a readable kubeconfig nor a pod's service account."""
+
+
 class KubernetesObjects(Protocol):
     """Every method may raise KubernetesUnavailable or KubernetesRejected."""
 
@@ -37,9 +44,7 @@ class KubernetesObjects(Protocol):
         """The object; None: there is none of that name."""
         ...
 
-    async def list(
-        self, group: str, version: str, namespace: str, plural: str, label_selector: str
-    ) -> list[dict[str, Any]]:
+    async def list(self, group: str, version: str, namespace: str, plural: str, label_selector: str) -> Objects:
         """The objects that carry the labels. Raises KubernetesRejected (404) where the resource's definition is not installed."""
         ...
 
@@ -53,7 +58,7 @@ class KubernetesObjects(Protocol):
         """Asks for the object's end (dependents in the background); no error where there is none. None: the object's own grace period."""
         ...
 
-    async def pods(self, namespace: str, label_selector: str) -> list[dict[str, Any]]:
+    async def pods(self, namespace: str, label_selector: str) -> Objects:
         """The pods that carry the labels."""
         ...
 
