@@ -260,7 +260,7 @@ def _add_routes(app: GatewayApp, table: RoutingTable, desk: FeedbackDesk, metric
         return {"status": "alive"}
 
     async def ready() -> Response:
-        if app.draining or not table.services():
+        if app.draining or not table.versions():
             reason = "draining" if app.draining else "no routing table yet"
             return Response(f'{{"status": "{reason}"}}', 503, media_type="application/json")
         return Response('{"status": "ready"}', media_type="application/json")

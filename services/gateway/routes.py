@@ -74,6 +74,7 @@ class RoutingTable:
         self._clock = clock
         self._lease_seconds = lease_seconds
         self._entries: dict[str, Entry] = {}
+        self._removed: dict[str, int] = {}
         self._known_since: dict[str, float] = {}
         self._contact = float("-inf")
         self._offset = clock.time() - clock.monotonic()
@@ -111,7 +112,8 @@ class RoutingTable:
         return self._known_since[service]
 
     def versions(self) -> dict[str, int]:
-        return {service: entry.route.version for service, entry in self._entries.items()}
+        """What this gateway obeys by service, removed ones included: it must acknowledge those too."""
+        return self._removed | {service: entry.route.version for service, entry in self._entries.items()}
 
     def routes(self) -> list[Route]:
         return [entry.route for entry in self._entries.values()]
@@ -138,6 +140,12 @@ class RoutingTable:
         changed = False
         for route in routes:
             old = self._entries.get(route.service)
+            if route.removed:
+                self._entries.pop(route.service, None)
+                self._known_since.pop(route.service, None)
+                self._removed[route.service] = route.version
+                changed = True
+                continue
             try:
                 entry = Entry(route)
             except BadRoute as error:
@@ -146,6 +154,7 @@ class RoutingTable:
             if old is not None and old.route.candidate == route.candidate:
                 entry.failures, entry.ejected_until = old.failures, old.ejected_until
             self._entries[route.service] = entry
+            self._removed.pop(route.service, None)
             self._known_since.setdefault(route.service, self.store_time())
             changed = True
         return changed

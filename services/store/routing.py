@@ -49,9 +49,25 @@ class Routing:
         with self._database.write() as connection:
             return publish(self._database, connection, route)
 
+    def remove_route(self, service: str) -> int | None:
+        """The service is no more: from now on it has no route. The version that gateways acknowledge; None: it never had a route.
+
+        Repeating it gives the same version. A route that is published later goes on counting from there.
+        """
+        mine = select(routes.c.document).where(routes.c.service == service)
+        with self._database.write() as connection:
+            document = connection.scalar(mine.with_for_update())
+            if document is None:
+                return None
+            last = msgspec.structs.replace(_decode(document), candidate=None, mirror=None, weight=0, removed=True)
+            return publish(self._database, connection, last).version
+
     def routes(self, known: Mapping[str, int] | None = None) -> dict[str, Route]:
-        """The newest route of each service whose version differs from `known` (service -> version)."""
-        known = known or {}
+        """The newest route of each service whose version differs from `known` (service -> version), removed ones included: what a
+        gateway must hear. Without `known` the routes that there are.
+        """
+        if known is None:
+            return {service: route for service, route in self.routes({}).items() if not route.removed}
         with self._database.read() as connection:
             versions = connection.execute(select(routes.c.service, routes.c.version)).all()
             changed = [row.service for row in versions if known.get(row.service) != row.version]
@@ -63,10 +79,11 @@ class Routing:
             return {row.service: _decode(row.document) for row in connection.execute(query)}
 
     def route(self, service: str) -> Route | None:
-        """The service's newest route."""
+        """The service's newest route; None where it has none, or none any more."""
         with self._database.read() as connection:
             document = connection.scalar(select(routes.c.document).where(routes.c.service == service))
-        return None if document is None else _decode(document)
+        route = None if document is None else _decode(document)
+        return None if route is None or route.removed else route
 
     def route_history(self, service: str, since: float = 0.0) -> list[tuple[float, Route]]:
         """(published at, route) from `since` on, oldest first."""

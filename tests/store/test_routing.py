@@ -125,3 +125,18 @@ def test_gaps_show_what_a_gateway_said_of_itself(store: Store, now: float) -> No
     assert (gap["recorded"], gap["dropped"], gap["spilled"], gap["ended"]) == (5, 1, 3, False)
     store.end_lease("g1", "b1")
     assert store.gaps()[0]["ended"]
+
+
+def test_a_removed_service_has_no_route_but_a_version_to_acknowledge(store: Store) -> None:
+    store.publish_route(route(candidate=STABLE, weight=500))
+    store.publish_route(route("other"))
+    version = store.remove_route("assistant")
+    assert version == 2
+    assert store.remove_route("assistant") == 2, "repeating it publishes nothing"
+    assert store.route("assistant") is None
+    assert set(store.routes()) == {"other"}
+    told = store.routes({"assistant": 1, "other": 1})
+    assert (told["assistant"].version, told["assistant"].removed, told["assistant"].candidate) == (2, True, None)
+    assert store.remove_route("never") is None
+    assert store.publish_route(route()).version == 3
+    assert set(store.routes()) == {"assistant", "other"}
