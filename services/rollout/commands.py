@@ -82,6 +82,8 @@ def _in_watch(d: Deliberation, command: Command) -> str:
 def _promote(d: Deliberation, command: Command) -> str:
     if d.rollout.stage == "gate" or not await_candidate(d) or d.candidate is None:
         return "refused: the candidate's engine is not ready"
+    if d.frozen is not None:
+        return f"refused: {d.frozen} (spec.rollout.freezeWindows)"
     d.promote(reasons.PROMOTED_BY_COMMAND, command.note or "promoted by command", d.candidate, actor=command.actor)
     return "promoted"
 

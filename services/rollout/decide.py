@@ -48,6 +48,7 @@ def decide(service: LLMService, observed: Observed, evidence: EvidenceView, now:
     if d.active and evidence.ratio is not None:
         d.change(ratio={"eValue": evidence.ratio.e_value, "threshold": evidence.ratio.threshold})
     _judge_registry(d)
+    _judge_engine(d)
     commands.obey(d)
     if d.active:
         _interrupt(d)
@@ -80,6 +81,13 @@ def _judge_registry(d: Deliberation) -> None:
         )
     else:
         d.condition("Registry", True, "Reachable", "the registry answers")
+
+
+def _judge_engine(d: Deliberation) -> None:
+    """Pods are made by platform kuberay alone; a wish that nobody obeys must not look granted."""
+    if ignored := d.service.spec.engine.ignored:
+        message = f"platform serve starts no pods: {', '.join(ignored)} of spec.engine do nothing"
+        d.condition("EngineFields", False, reasons.ENGINE_FIELDS_IGNORED, message)
 
 
 def _interrupt(d: Deliberation) -> None:

@@ -5,12 +5,14 @@ handed through the stages. Touches nothing outside.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
 from services.common.routing import Target
 from services.rollout.actions import Action, Emit
+from services.rollout.freezing import frozen_until
 from services.rollout.observed import EvidenceView, Observed
 from services.rollout.resources import LLMService
 from services.rollout.status import Condition, Debt, RolloutStatus, ServiceStatus, Verdict
@@ -90,6 +92,12 @@ class Deliberation:
     def paused(self) -> bool:
         """Whether a person, by command or in the resource, keeps the rollout where it is."""
         return self.rollout.paused_since is not None
+
+    @property
+    def frozen(self) -> str | None:
+        """Until when nothing may go forward, in words; None: nothing is frozen. By the resource as it is now, so that an edit lifts it."""
+        until = frozen_until(self.service.spec.rollout.freeze_windows, self.now)
+        return None if until is None else f"frozen until {datetime.fromtimestamp(until, UTC):%Y-%m-%d %H:%M} UTC"
 
     def start_clock(self) -> None:
         """Every gateway obeys: the stage's (step's) time counts from now."""

@@ -28,7 +28,8 @@ from services.rollout.errors import ArtifactError, RegistryError
 from services.rollout.observed import Refusal, VersionInfo
 from services.rollout.platforms.base import Platform, PlatformError, PlatformRejected, RevisionSpec
 from services.rollout.registry import Registry
-from services.rollout.resources import LLMService
+from services.rollout.resources import Engine, LLMService
+from services.rollout.resources_engine import POD, quantity_bytes
 from services.rollout.revisions import engine_specification
 from services.store import Store
 
@@ -143,18 +144,7 @@ class Executor:
             if info is None:
                 raise ArtifactError(reasons.ARTIFACT_MISSING, f"the registry has no version {action.version}")
             artifact = await self._artifacts.fetch(info)
-            resources = {"CPU": engine.resources.cpu, "GPU": engine.resources.gpu}
-            await self._platform.apply(
-                RevisionSpec(
-                    name=action.name,
-                    service=service.name,
-                    artifact=artifact,
-                    engine=engine.arguments,
-                    resources={kind: amount for kind, amount in resources.items() if amount},
-                    replicas=action.replicas,
-                    max_ongoing_requests=engine.max_ongoing_requests,
-                )
-            )
+            await self._platform.apply(_revision(service.name, engine, action, artifact))
         except ArtifactError as error:
             self._refuse(action.name, error.reason, str(error))
         except PlatformRejected as error:
@@ -172,3 +162,29 @@ class Executor:
     def _refuse(self, name: str, reason: str, message: str) -> None:
         log.warning("engine %s is refused: %s", name, message)
         self._refused[name] = (self._clock.monotonic(), Refusal(reason, message))
+
+
+def _revision(service: str, engine: Engine, action: ApplyRevision, artifact: str) -> RevisionSpec:
+    resources = {"CPU": engine.resources.cpu, "GPU": engine.resources.gpu}
+    if engine.platform == "serve" and engine.resources.memory is not None:  # elsewhere the pods have it
+        resources["memory"] = quantity_bytes(engine.resources.memory)
+    sizes = {
+        "tensor_parallel_size": engine.tensor_parallel_size,
+        "pipeline_parallel_size": engine.pipeline_parallel_size,
+    }
+    scaling = engine.autoscaling
+    pace = {"upscale_delay_s": scaling.upscale_delay, "downscale_delay_s": scaling.downscale_delay}
+    if scaling.target_ongoing_requests is not None:
+        pace["target_ongoing_requests"] = scaling.target_ongoing_requests
+    pod = engine.model_dump(mode="json", by_alias=True, exclude_none=True, include={*POD, *sizes, "resources"})
+    return RevisionSpec(
+        name=action.name,
+        service=service,
+        artifact=artifact,
+        engine={**engine.arguments, **{name: size for name, size in sizes.items() if size > 1}},
+        resources={kind: amount for kind, amount in resources.items() if amount},
+        replicas=action.replicas,
+        max_ongoing_requests=engine.max_ongoing_requests,
+        autoscaling=pace,
+        pod={key: value for key, value in pod.items() if value not in ([], {})},
+    )

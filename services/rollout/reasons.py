@@ -22,6 +22,7 @@ AWAITING_EVIDENCE: Final = "AwaitingEvidence"
 AWAITING_APPROVAL: Final = "AwaitingApproval"
 AWAITING_CAPACITY: Final = "AwaitingCapacity"
 AWAITING_REGISTRY: Final = "AwaitingRegistry"
+FROZEN_WINDOW: Final = "FrozenWindow"
 # advance
 PROMOTED: Final = "Promoted"
 PROMOTED_BY_COMMAND: Final = "PromotedByCommand"
@@ -68,6 +69,11 @@ SPECIFICATION_REJECTED: Final = "SpecificationRejected"
 REGISTRY_UNAVAILABLE: Final = "RegistryUnavailable"
 PLATFORM_UNAVAILABLE: Final = "PlatformUnavailable"
 JUDGE_OFF: Final = "JudgeOff"
+ENGINE_FIELDS_IGNORED: Final = "EngineFieldsIgnored"
+# Notifications
+NOTIFICATIONS_BEGIN: Final = "NotificationsBegin"
+NOTIFICATION_SENT: Final = "NotificationSent"
+NOTIFICATION_FAILED: Final = "NotificationFailed"
 
 HARM: Final = {
     "errors": ERRORS_HARMFUL,

@@ -38,6 +38,8 @@ def gate(d: Deliberation) -> None:
 
 
 def _pass_gate(d: Deliberation, reason: str, message: str) -> None:
+    if _frozen(d):
+        return
     fewest = 0 if shares_stable(d) else d.rules.spec.engine.autoscaling.min
     d.change(stage="rehearsal", stage_started_at=None, replicas=fewest, baseline=dict(d.observed.baseline or {}))
     d.emit("gate", reason, message, d.rollout.gate)
@@ -63,7 +65,7 @@ def rehearsal(d: Deliberation) -> None:
     only_here = {g.metric for g in d.rules.spec.rollout.guarded("rehearsal") if g.stages == ("rehearsal",)}
     unproven = combine(r for r in d.evidence.readings if r.metric in only_here).unproven
     if elapsed >= rules.min_duration and counts.pairs >= rules.min_pairs and not unproven:
-        if covers(d, d.rules.spec.rollout.canary.steps[0].weight):
+        if not _frozen(d) and covers(d, d.rules.spec.rollout.canary.steps[0].weight):
             d.emit("rehearsal", reasons.REHEARSAL_PASSED, f"{counts.pairs} pairs show no harm", d.readings())
             _enter_step(d, 0)
         return
@@ -91,10 +93,11 @@ def canary(d: Deliberation) -> None:
     combined = combine(d.evidence.readings)
     if minimums and (not last or combined.promotable):
         if rules.approval and d.rollout.step not in d.rollout.approved:
-            d.wait(
-                reasons.AWAITING_APPROVAL,
-                f"step {d.rollout.step + 1} of {len(steps)} has passed and waits for a person's approval",
+            _await_approval(
+                d, f"step {d.rollout.step + 1} of {len(steps)} has passed and waits for a person's approval"
             )
+        elif _frozen(d):
+            return
         elif last:
             _promote(d)
         elif covers(d, steps[d.rollout.step + 1].weight):
@@ -113,6 +116,19 @@ def canary(d: Deliberation) -> None:
         hold(d, reasons.STEP_INCONCLUSIVE, f"the time of step {d.rollout.step + 1} is up with {waiting}")
         return
     d.wait(reasons.AWAITING_EVIDENCE, waiting)
+
+
+def _await_approval(d: Deliberation, message: str) -> None:
+    """Told once, when the waiting begins: somebody must hear of it."""
+    if all(condition.reason != reasons.AWAITING_APPROVAL for condition in d.rollout.conditions):
+        d.emit("approval", reasons.AWAITING_APPROVAL, message, d.readings())
+    d.wait(reasons.AWAITING_APPROVAL, message)
+
+
+def _frozen(d: Deliberation) -> bool:
+    if d.frozen is not None:
+        d.wait(reasons.FROZEN_WINDOW, f"all is shown that this stage needs, but {d.frozen}")
+    return d.frozen is not None
 
 
 def _promote(d: Deliberation) -> None:

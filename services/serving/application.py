@@ -6,7 +6,7 @@ stock Ray LLM image serves it and no code of this project runs beside the engine
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from services.serving.errors import InvalidEngineSpec
@@ -28,7 +28,8 @@ class EngineSpec:
     """How one revision runs.
 
     `arguments` are vLLM's engine arguments. `resources` are reserved for each engine worker (one worker per tensor-parallel and
-    pipeline-parallel rank) and include what the replica itself needs. `min_replicas` below `max_replicas` turns the autoscaler on.
+    pipeline-parallel rank) and include what the replica itself needs. `min_replicas` below `max_replicas` turns the autoscaler on;
+    `autoscaling` has further settings of Serve's autoscaler, under its own names.
     """
 
     arguments: Mapping[str, Any]
@@ -36,6 +37,7 @@ class EngineSpec:
     min_replicas: int = 1
     max_replicas: int = 1
     max_ongoing_requests: int = 64
+    autoscaling: Mapping[str, float] = field(default_factory=dict)
 
 
 def route_prefix(service: str, name: str) -> str:
@@ -92,6 +94,7 @@ def _scaling(spec: EngineSpec) -> dict[str, Any]:
             "min_replicas": spec.min_replicas,
             "max_replicas": spec.max_replicas,
             "target_ongoing_requests": max(1, round(_SCALE_AT * spec.max_ongoing_requests)),
+            **spec.autoscaling,
         }
     }
 

@@ -9,7 +9,7 @@ servable and reports what it sees. It must not decide anything about a rollout, 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 Phase = Literal["absent", "starting", "ready", "failed", "draining"]
@@ -31,8 +31,8 @@ class PlatformRejected(PlatformError):
 class RevisionSpec:
     """What a platform needs to make a revision servable.
 
-    `resources` are those of one engine worker (`{"CPU": 0.5}` or `{"GPU": 1}`); `replicas` is (min, max); `engine` holds vLLM's
-    engine arguments.
+    `resources` are those of one engine worker as Ray counts them (`{"CPU": 0.5}` or `{"GPU": 1}`); `replicas` is (min, max); `engine`
+    holds vLLM's engine arguments, parallel sizes included.
     """
 
     name: str  # for example assistant-v4-7c1f; also the served model's name
@@ -42,6 +42,11 @@ class RevisionSpec:
     resources: Mapping[str, float]
     replicas: tuple[int, int]
     max_ongoing_requests: int
+    autoscaling: Mapping[str, float] = field(default_factory=dict)
+    """Further settings of Serve's autoscaler, under its own names: target_ongoing_requests, upscale_delay_s, downscale_delay_s."""
+    pod: Mapping[str, Any] = field(default_factory=dict)
+    """What the resource's `engine` says of pods, in its own words (camelCase): `resources`, `tensorParallelSize`,
+    `pipelineParallelSize`, and where they are set those of `resources_engine.POD`. For platforms that make pods."""
 
 
 @dataclass(frozen=True, slots=True)
