@@ -114,16 +114,22 @@ class Stage:
                 builder.terminate()
                 await builder.wait()
 
-    def register_versions(self, registry_uri: str) -> None:
-        """Register every version of the story in MLflow, in order, and write the judge's references."""
-        names = [self.story.champion, *(act.version for act in self.story.acts)]
-        for name in sorted(set(names), key=lambda n: int(n[1:])):
-            self.versions[name] = register.register(
-                registry_uri, self.service.spec.model.registered_model, self.models, name
-            )
+    def register_champion(self, registry_uri: str) -> None:
+        """Register what serves at the beginning, so that its engine can start."""
+        self._register(registry_uri, self.story.champion)
+
+    def register_challengers(self, registry_uri: str) -> None:
+        """Register every other version of the story in MLflow, in order, and write the judge's references."""
+        for name in sorted({act.version for act in self.story.acts} - set(self.versions), key=lambda n: int(n[1:])):
+            self._register(registry_uri, name)
+        self.view.say(f"registered {', '.join(self.versions)} in MLflow at {registry_uri}")
         judge = self.service.spec.rollout.judge
         if judge is not None and judge.references is not None:
             dataset.references(self.config.parent / judge.references)
+
+    def _register(self, registry_uri: str, name: str) -> None:
+        model = self.service.spec.model.registered_model
+        self.versions[name] = register.register(registry_uri, model, self.models, name)
 
 
 @contextlib.asynccontextmanager
@@ -242,7 +248,9 @@ async def _tell(stage: Stage, stack: LocalStack, serve: bool) -> int:
     scene.addresses = stack.addresses()
     scene.now = f"starting the engine of {story.champion}, the champion"
     stage.view.say(f"{scene.now}: Ray Serve loads vLLM, mostly imports")
-    await _champion_answers(stack, story.service)
+    await asyncio.gather(
+        _champion_answers(stack, story.service), asyncio.to_thread(stage.register_challengers, stack.registry_uri)
+    )
     stage.view.say(f"{story.champion} serves at {stack.gateway_url}; users arrive")
     store = open_store(stack.store_url)
     try:
@@ -265,8 +273,7 @@ async def _tell(stage: Stage, stack: LocalStack, serve: bool) -> int:
 
 async def _registry(stage: Stage, stack: LocalStack) -> None:
     await stack.start_registry()
-    await asyncio.to_thread(stage.register_versions, stack.registry_uri)
-    stage.view.say(f"registered {', '.join(stage.versions)} in MLflow at {stack.registry_uri}")
+    await asyncio.to_thread(stage.register_champion, stack.registry_uri)
 
 
 async def _count_down(scene: Scene) -> None:

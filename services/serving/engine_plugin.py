@@ -1,35 +1,40 @@
-"""A vLLM plugin for engines on few cores: their processes sleep between tokens instead of polling.
+"""A vLLM plugin for engines on few cores: scheduler and model share one process.
 
-vLLM loads it in each of its processes (entry point `vllm.general_plugins`), in the engine's environment. A vLLM worker waits for its
-next step by polling shared memory for a whole second before it sleeps. On GPU nodes that saves microseconds; on a laptop, where two
-engines, the gateway and a third engine that is starting share two cores, the polling takes all of them. With
-`UNDERSTUDY_ENGINE_RECHECK_MS` set (`local_ray` does), workers sleep at once and look again after so many milliseconds at the latest:
-a notification can be lost, and vLLM's own interval for that case is five seconds. Without the variable nothing changes.
-Must not import anything else of this project, and must never keep an engine from starting.
+vLLM loads it in each of its processes (entry point `vllm.general_plugins`), in the engine's environment. On the CPU vLLM runs the model in
+a worker process beside the scheduler, so that it can bind the worker's threads to cores. That process costs an import of PyTorch and vLLM
+at the start, its memory, and two messages for every token, for which both sides poll shared memory. On a laptop the threads
+are set by the environment and not bound, so nothing is gained by it. With `UNDERSTUDY_ENGINE_IN_PROCESS=1` (`local_ray` sets it) an engine
+without tensor or pipeline parallelism runs the model in the scheduler's process, as vLLM does on one GPU. Without the variable nothing
+changes. Must not import anything else of this project, and must never keep an engine from starting.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+from typing import Any
 
-RECHECK_MS = "UNDERSTUDY_ENGINE_RECHECK_MS"
+IN_PROCESS = "UNDERSTUDY_ENGINE_IN_PROCESS"
 
 
 def register() -> None:
-    """Let vLLM's workers sleep while they wait for their next step."""
-    milliseconds = os.environ.get(RECHECK_MS)
-    if milliseconds is None:
+    """Let engines of one worker run it in process. Called more than once in a process."""
+    if os.environ.get(IN_PROCESS) != "1":
         return
     try:
-        from vllm.distributed.device_communicators import shm_broadcast
+        from vllm.platforms.cpu import CpuPlatform
 
-        condition = shm_broadcast.SpinCondition
-        if len(condition.__init__.__defaults__ or ()) != 1 or not hasattr(
-            shm_broadcast, "SHM_READER_RECHECK_INTERVAL_MS"
-        ):
-            raise TypeError("vLLM waits in another way now")
-        shm_broadcast.SHM_READER_RECHECK_INTERVAL_MS = int(milliseconds)
-        condition.__init__.__defaults__ = (0.0,)  # busy_loop_s
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        logging.getLogger(__name__).warning("engines go on polling for a second: %s", error)
+        original = CpuPlatform.check_and_update_config
+    except (ImportError, AttributeError) as error:
+        logging.getLogger(__name__).warning("the model runs in a process of its own: %s", error)
+        return
+    if getattr(original, "in_process", False):
+        return
+
+    def check_and_update_config(cls: type, vllm_config: Any) -> None:
+        original(vllm_config)
+        if vllm_config.parallel_config.world_size == 1:
+            vllm_config.parallel_config.distributed_executor_backend = "uni"
+
+    check_and_update_config.in_process = True  # type: ignore[attr-defined]
+    CpuPlatform.check_and_update_config = classmethod(check_and_update_config)

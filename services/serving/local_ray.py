@@ -19,7 +19,7 @@ from pathlib import Path
 import aiohttp
 import psutil
 
-from services.serving.engine_plugin import RECHECK_MS
+from services.serving.engine_plugin import IN_PROCESS
 from services.serving.errors import LocalRayError
 
 TAG = "UNDERSTUDY_STACK"
@@ -144,7 +144,8 @@ class LocalRay:
             "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
             "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
             "RAY_SERVE_HAPROXY_NBTHREAD": "1",
-            RECHECK_MS: "2",  # see there: polling engines would take every core of a small machine
+            IN_PROCESS: "1",
+            "RAYLLM_VLLM_ENGINE_CLS": "services.serving.local_engine:LocalEngine",
             "HF_HUB_OFFLINE": "1",
             "VLLM_NO_USAGE_STATS": "1",
             # Pinned threads of several engines would share the same cores and wait for each other.
