@@ -148,7 +148,7 @@ class LiveView:
 
 
 def acts_table(acts: Sequence[ActView], title: str = "Rollouts") -> Table:
-    """The six rollouts: what each version is, what should come of it, what has."""
+    """The story's rollouts: what each version is, what should come of it, what has."""
     table = Table(title=title, title_justify="left", expand=False)
     for column in ("version", "what it is", "expected", "state", "verdict", "seconds"):
         table.add_column(column, justify="right" if column == "seconds" else "left", overflow="fold")

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 
 class Waiter(Protocol):
-    """Time as this module needs it: `time.monotonic` and `time.sleep`."""
+    """Time as those who wait need it: the module `time` is one."""
 
+    def time(self) -> float: ...
     def monotonic(self) -> float: ...
     def sleep(self, seconds: float, /) -> None: ...
 

@@ -3,7 +3,9 @@
     CliError            1  failure
     ├── UsageFault      2  wrong option, argument or setting
     ├── NotFound        3  no such service or rollout
-    └── StoreAway       4  the store cannot be reached
+    └── Away            4  what holds the data cannot be reached; it may be back later
+        ├── StoreAway      the store
+        └── ClusterAway    the cluster's API server
 
 Exit code 0 is success. `main` prints the text and exits; no other module prints errors or exits.
 """
@@ -27,5 +29,13 @@ class NotFound(CliError):
     exit_code = 3
 
 
-class StoreAway(CliError):
+class Away(CliError):
     exit_code = 4
+
+
+class StoreAway(Away):
+    pass
+
+
+class ClusterAway(Away):
+    pass

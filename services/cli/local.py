@@ -27,7 +27,8 @@ from cryptography.fernet import Fernet
 from pydantic import Field
 
 from services.cli.processes import Child, LocalError, refuse_used_ports
-from services.rollout.resources import API_VERSION, Metadata, Resource
+from services.rollout.resources import API_VERSION, Metadata
+from services.rollout.resources_base import Resource
 from services.serving.local_ray import TAG, LocalRay, end_tagged
 from services.serving.preflight import examine
 

@@ -7,7 +7,6 @@ Imports nothing slow: SQLAlchemy, rich tables, pydantic and the laptop's platfor
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from services.cli.errors import CliError, NotFound
+from services.cli.errors import CliError, NotFound, UsageFault
+from services.cli.options import PLUGIN, Output, Reason, ServiceArgument, ServiceOption, StoreUrl, Wait, Where, anywhere
 
 if TYPE_CHECKING:
     from services.store.rows import Verb
@@ -36,9 +36,11 @@ understudy abort assistant --reason "wrong prices"   back to stable, now
 
 understudy rollouts -o json                          every rollout, for a program
 
+kubectl understudy status -A                         the same over the resources of a cluster
+
 understudy demo                                      the whole story on this machine, in minutes
 
-Exit codes: 0 done, 1 failure, 2 wrong usage, 3 no such service or rollout, 4 store unreachable.
+Exit codes: 0 done, 1 failure, 2 wrong usage, 3 no such service or rollout, 4 store or cluster unreachable.
 """
 
 app = typer.Typer(
@@ -51,142 +53,185 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Output = Annotated[
-    Literal["table", "json"], typer.Option("--output", "-o", help="`table` for people, `json` for programs.")
-]
-StoreUrl = Annotated[
-    str | None,
-    typer.Option(
-        "--store",
-        envvar="UNDERSTUDY_STORE_URL",
-        metavar="URL",
-        help="The platform's store, e.g. `postgresql+psycopg://host/understudy`; default: the demo's, where there is one.",
-        show_default=False,
-    ),
-]
-ServiceArgument = Annotated[str, typer.Argument(metavar="SERVICE", help="Name of the service, e.g. `assistant`.")]
-ServiceOption = Annotated[
-    str | None, typer.Argument(metavar="[SERVICE]", help="One service; all of them without it.", show_default=False)
-]
-Reason = Annotated[str, typer.Option("--reason", "-r", help="Why: kept in the audit trail.")]
-Wait = Annotated[
-    float, typer.Option("--wait", "-w", min=0, metavar="SECONDS", help="Time to wait for the controller's answer.")
-]
-
 WATCH, STEER, RUN = "Look", "Decide", "Run"
+DEMO = Path("demo/demo.yaml")
 
 
 @app.command(rich_help_panel=WATCH)
-def status(service: ServiceOption = None, output: Output = "table", store: StoreUrl = None) -> None:
+@anywhere
+def status(where: Where, service: ServiceOption = None, output: Output = "table") -> None:
     """What serves, what is under way, and what it waits for.
 
     Example: understudy status assistant
     """
-    from services.cli import tables, views
-    from services.cli.connection import opened, store_url
+    from services.cli import tables
+    from services.cli.sources import opened_source
 
-    with opened(store_url(store)) as connection:
-        document = views.status(connection, service)
+    with opened_source(where) as source:
+        document = source.status(service)
     _show(output, document, tables.status)
 
 
 @app.command(rich_help_panel=WATCH)
+@anywhere
 def rollouts(
+    where: Where,
     service: ServiceOption = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most so many, newest first.")] = 50,
     output: Output = "table",
-    store: StoreUrl = None,
 ) -> None:
     """Rollouts past and present, newest first.
 
     Example: understudy rollouts assistant --limit 5
     """
-    from services.cli import tables, views
-    from services.cli.connection import opened, store_url
+    from services.cli import tables
+    from services.cli.sources import opened_source
 
-    with opened(store_url(store)) as connection:
-        document = views.rollouts(connection, service, limit)
+    with opened_source(where) as source:
+        document = source.rollouts(service, limit)
     _show(output, document, tables.rollouts)
 
 
 @app.command(rich_help_panel=WATCH)
+@anywhere
 def explain(
+    where: Where,
     what: Annotated[
         str, typer.Argument(metavar="SERVICE|ROLLOUT", help="A service (its newest rollout) or a rollout's id.")
     ],
     output: Output = "table",
-    store: StoreUrl = None,
 ) -> None:
     """Why a rollout stands where it stands: sentences, numbers, audit trail.
 
     Examples: understudy explain assistant; understudy explain 0197a3c2-7f31-7c5e-9b1d-2f6f0d4c8a11
     """
-    from services.cli import tables, views
-    from services.cli.connection import opened, store_url
+    from services.cli import tables
+    from services.cli.sources import opened_source
 
-    with opened(store_url(store)) as connection:
-        document = views.explain(connection, what)
+    with opened_source(where) as source:
+        document = source.explain(what)
     _show(output, document, tables.explain)
 
 
-@app.command(rich_help_panel=STEER)
-def abort(
-    service: ServiceArgument, reason: Reason, wait: Wait = 10.0, output: Output = "table", store: StoreUrl = None
+@app.command(rich_help_panel=WATCH)
+@anywhere
+def trace(
+    where: Where,
+    service: ServiceArgument,
+    timeout: Annotated[
+        float | None,
+        typer.Option("--timeout", "-t", min=0, metavar="SECONDS", help="Give up after so long; default: never."),
+    ] = None,
 ) -> None:
+    """Follow the newest rollout until it has ended: exit code 0 when the candidate was promoted, 1 otherwise.
+
+    Example: understudy trace assistant --timeout 3600
+    """
+    import time
+
+    from services.cli.sources import opened_source
+    from services.cli.trace import follow
+
+    def tell(line: str) -> None:
+        typer.echo(f"[{time.strftime('%H:%M:%S')}] {line}")
+        sys.stdout.flush()
+
+    with opened_source(where) as source:
+        promoted = follow(lambda rollout: source.progress(service, rollout), tell, time, timeout)
+    raise typer.Exit(0 if promoted else 1)
+
+
+@app.command(rich_help_panel=WATCH)
+@anywhere
+def logs(
+    where: Where,
+    service: ServiceArgument,
+    component: Annotated[
+        Literal["engine", "gateway", "controller"], typer.Option("--component", "-c", help="Whose logs.")
+    ] = "engine",
+    arm: Annotated[
+        Literal["candidate", "stable"] | None,
+        typer.Option("--arm", help="The engine of one arm alone.", show_default=False),
+    ] = None,
+    lines: Annotated[int, typer.Option("--tail", min=1, max=100_000, help="Last lines of each container.")] = 100,
+    previous: Annotated[bool, typer.Option("--previous", "-p", help="Of the containers' last run.")] = False,
+) -> None:
+    """What the pods of a service say; in a cluster only.
+
+    Example: kubectl understudy logs assistant --arm candidate
+    """
+    if not where.in_cluster:
+        raise UsageFault(
+            "logs are read from a cluster's pods: name it with --context or --namespace; elsewhere see the folder logs"
+        )
+    from services.cli.cluster import opened_cluster
+
+    with opened_cluster(where) as cluster:
+        for place, line in cluster.logs(service, component, arm, lines, previous):
+            typer.echo(f"[{place}] {line}")
+
+
+@app.command(rich_help_panel=STEER)
+@anywhere
+def abort(where: Where, service: ServiceArgument, reason: Reason, wait: Wait = 10.0, output: Output = "table") -> None:
     """End the rollout: everyone back to stable at once.
 
     Example: understudy abort assistant --reason "complaints about prices"
     """
-    _give("abort", service, reason, wait, output, store)
+    _give(where, "abort", service, reason, wait, output)
 
 
 @app.command(rich_help_panel=STEER)
+@anywhere
 def promote(
-    service: ServiceArgument, reason: Reason, wait: Wait = 10.0, output: Output = "table", store: StoreUrl = None
+    where: Where, service: ServiceArgument, reason: Reason, wait: Wait = 10.0, output: Output = "table"
 ) -> None:
     """Make the candidate stable now, whatever the evidence says.
 
     Example: understudy promote assistant --reason "hotfix, reviewed by two"
     """
-    _give("promote", service, reason, wait, output, store)
+    _give(where, "promote", service, reason, wait, output)
 
 
 @app.command(rich_help_panel=STEER)
+@anywhere
 def pause(
-    service: ServiceArgument, reason: Reason = "", wait: Wait = 10.0, output: Output = "table", store: StoreUrl = None
+    where: Where, service: ServiceArgument, reason: Reason = "", wait: Wait = 10.0, output: Output = "table"
 ) -> None:
     """Keep the rollout where it is; harm still aborts it.
 
     Example: understudy pause assistant --reason "demo for customers today"
     """
-    _give("pause", service, reason, wait, output, store)
+    _give(where, "pause", service, reason, wait, output)
 
 
 @app.command(rich_help_panel=STEER)
+@anywhere
 def resume(
-    service: ServiceArgument, reason: Reason = "", wait: Wait = 10.0, output: Output = "table", store: StoreUrl = None
+    where: Where, service: ServiceArgument, reason: Reason = "", wait: Wait = 10.0, output: Output = "table"
 ) -> None:
     """Let a paused rollout go on.
 
     Example: understudy resume assistant
     """
-    _give("resume", service, reason, wait, output, store)
+    _give(where, "resume", service, reason, wait, output)
 
 
 @app.command(rich_help_panel=STEER)
+@anywhere
 def approve(
-    service: ServiceArgument, reason: Reason = "", wait: Wait = 10.0, output: Output = "table", store: StoreUrl = None
+    where: Where, service: ServiceArgument, reason: Reason = "", wait: Wait = 10.0, output: Output = "table"
 ) -> None:
     """Approve a step that waits for a person.
 
     Example: understudy approve assistant --reason "answers read, fine"
     """
-    _give("approve", service, reason, wait, output, store)
+    _give(where, "approve", service, reason, wait, output)
 
 
 @app.command(rich_help_panel=RUN)
 def demo(
-    config: Annotated[Path, typer.Option(help="The story and its settings.")] = Path("demo/demo.yaml"),
+    config: Annotated[Path, typer.Option(help="The story and its settings.")] = DEMO,
     models: Annotated[Path, typer.Option(help="Where the demo's models are kept once they are trained.")] = Path(
         ".cache/models"
     ),
@@ -196,6 +241,8 @@ def demo(
 
     Example: understudy demo --serve
     """
+    if not _in_checkout() or (config == DEMO and not config.is_file()):
+        raise NotFound("the demo needs a checkout of the repository: run `understudy demo` in its top folder")
     with _local_errors(config):
         from demo.story import run as run_demo
 
@@ -267,14 +314,13 @@ def version() -> None:
         raise CliError("understudy is not installed here, only its sources are; run `make setup`") from error
 
 
-def _give(verb: Verb, service: str, reason: str, wait: float, output: str, store: str | None) -> None:
+def _give(where: Where, verb: Verb, service: str, reason: str, wait: float, output: str) -> None:
     import getpass
 
-    from services.cli.commands import give
-    from services.cli.connection import opened, store_url
+    from services.cli.sources import opened_source
 
-    with opened(store_url(store)) as connection:
-        given = give(connection, service, verb, actor=getpass.getuser(), reason=reason, wait=wait, clock=time)
+    with opened_source(where) as source:
+        given = source.give(service, verb, actor=getpass.getuser(), reason=reason, wait=wait)
     if output == "json":
         _print_json(
             {"id": given.id, "service": service, "rollout": given.rollout, "verb": verb, "answer": given.answer}
@@ -290,6 +336,16 @@ def _give(verb: Verb, service: str, reason: str, wait: float, output: str, store
             f"the controller has not answered within {wait:g} s; the order is recorded and holds once it is up "
             f"(see `understudy status {service}`)"
         )
+
+
+def _in_checkout() -> bool:
+    """Whether the demo is there: it is no part of an installed package."""
+    from importlib.util import find_spec
+
+    try:
+        return find_spec("demo.story") is not None
+    except ModuleNotFoundError:
+        return False
 
 
 @contextmanager
@@ -344,5 +400,5 @@ def run(arguments: Sequence[str], program: str = "understudy") -> int:
 
 def main() -> None:
     """What the console scripts call; `kubectl` finds the second one as its plug-in."""
-    program = "kubectl understudy" if Path(sys.argv[0]).name.startswith("kubectl-") else "understudy"
+    program = PLUGIN if Path(sys.argv[0]).name.startswith("kubectl-") else "understudy"
     sys.exit(run(sys.argv[1:], program))

@@ -94,6 +94,12 @@ def margin_text(reading: Mapping[str, Any]) -> str:
 def compared_text(reading: Mapping[str, Any]) -> str:
     """Both arms' estimates and the effect with its interval."""
     metric, relative = reading["metric"], reading["relative"]
+    if "control" not in reading:  # a resource's status holds the effect alone
+        crowd = "mirrored users" if reading["stage"] == "rehearsal" else "users an arm"
+        text = f"{_capital(metric_of(metric).label)}: {change_text(metric, reading['effect'], relative)}"
+        bounds = reading["lower"], reading["upper"]
+        interval = "" if bounds == (None, None) or reading["effect"] is None else f" ({interval_text(reading)})"
+        return f"{text}{interval} for {reading['n_candidate']:,} {crowd}."
     crowd, others = ("mirrored users", "stable") if reading["stage"] == "rehearsal" else ("users", "the control")
     text = (
         f"{_capital(metric_of(metric).label)}: {value_text(metric, reading['candidate'])} for {reading['n_candidate']:,} {crowd} "

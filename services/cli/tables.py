@@ -30,16 +30,19 @@ def console() -> Console:
 
 def status(document: Mapping[str, Any]) -> None:
     """One row a service."""
-    table = _table("service", "stable", "candidate", "stage", "weight", "users", "verdict", "what it waits for, or why")
+    places = any("namespace" in one for one in document["services"])
+    columns = ("service", "stable", "candidate", "stage", "weight", "users", "verdict", "what it waits for, or why")
+    table = _table(*_placed(places, "namespace"), *columns)
     for one in document["services"]:
         rollout = one["rollout"]
         stable = one["stable"]["revision"] if one["stable"] else "none yet"
+        place = _placed(places, one.get("namespace"))
         if rollout is None:
-            table.add_row(one["service"], stable, "–", "–", "–", "–", "–", "no rollout yet")
+            table.add_row(*place, one["service"], stable, "–", "–", "–", "–", "–", f"{_trouble(one)}no rollout yet")
             continue
         table.add_row(
-            one["service"], stable, rollout["revision"], _stage(rollout), f"{rollout['weight']:g} %", _users(rollout["users"]),
-            _verdict(rollout["verdict"]), _gateways(one) + (rollout["waits_for"] or rollout["message"] or rollout["reason"]),
+            *place, one["service"], stable, rollout["revision"], _stage(rollout), f"{rollout['weight']:g} %", _users(rollout["users"]),
+            _verdict(rollout["verdict"]), _trouble(one) + (rollout["waits_for"] or rollout["message"] or rollout["reason"]),
         )  # fmt: skip
     console().print(table)
 
@@ -49,10 +52,23 @@ def rollouts(document: Mapping[str, Any]) -> None:
     if not document["rollouts"]:
         console().print("no rollout yet; set the challenger alias on a version to start one")
         return
-    table = _table("started", "service", "revision", "verdict", "in", "took", "users", "reason", "rollout")
+    places = any("namespace" in one for one in document["rollouts"])
+    table = _table(
+        *_placed(places, "namespace"),
+        "started",
+        "service",
+        "revision",
+        "verdict",
+        "in",
+        "took",
+        "users",
+        "reason",
+        "rollout",
+    )
     for one in document["rollouts"]:
+        place, where = _placed(places, one.get("namespace")), one["decided_in"] or _stage(one)
         table.add_row(
-            _moment(one["started_at"]), one["service"], one["revision"], _verdict(one["verdict"]), one["decided_in"] or _stage(one),
+            *place, _moment(one["started_at"]), one["service"], one["revision"], _verdict(one["verdict"]), where,
             narrative.seconds_text(one["seconds"]), _users(one["users"]), one["reason"], one["id"],
         )  # fmt: skip
     console().print(table)
@@ -75,6 +91,12 @@ def explain(document: Mapping[str, Any]) -> None:
             f"rollout {document['id']} of {document['service']}, started {_moment(document['started_at'])}", style="dim"
         )
     )
+    if document["audit"] is None:
+        namespace = document["namespace"]
+        screen.print(
+            Text(f"who did what: kubectl events --for llmservice/{document['service']} -n {namespace}", style="dim")
+        )
+        return
     table = _table("time", "who", "action", "reason", "message")
     for entry in document["audit"]:
         table.add_row(_moment(entry["at"]), entry["actor"], entry["action"], entry["reason"], entry["message"])
@@ -112,17 +134,31 @@ def _stage(rollout: Mapping[str, Any]) -> str:
     if rollout["stage"] != "canary":
         return f"{rollout['stage']}{paused}"
     steps = f" of {rollout['steps']}" if rollout["steps"] else ""
-    return f"canary step {rollout['step'] + 1}{steps}{paused}"
+    number = "" if rollout["step"] is None else f" step {rollout['step'] + 1}{steps}"
+    return f"canary{number}{paused}"
 
 
-def _users(users: Mapping[str, int]) -> str:
+def _users(users: Mapping[str, int] | None) -> str:
+    if users is None:
+        return "–"
+    if "per_arm" in users:
+        return f"{users['per_arm']:,} an arm"
     if users["candidate"] or users["control"]:
         return f"{users['candidate']:,} candidate, {users['control']:,} control"
     return f"{users['mirrored']:,} mirrored" if users["mirrored"] else "none"
 
 
-def _gateways(service: Mapping[str, Any]) -> str:
+def _placed(places: bool, namespace: str | None) -> tuple[str, ...]:
+    """A column that only documents of a cluster have."""
+    return (namespace or "–",) if places else ()
+
+
+def _trouble(service: Mapping[str, Any]) -> str:
     """Said only where it is not as it should be."""
+    if service.get("trouble"):
+        return f"{service['trouble']}; "
+    if service["gateways"] is None:
+        return ""
     if service["gateways"] == 0:
         return "no gateway is alive; "
     behind = service["gateways"] - service["gateways_up_to_date"]

@@ -104,23 +104,26 @@ def explanation(
 ) -> dict[str, Any]:
     """One rollout in sentences, with each metric's last reading and the audit trail (oldest first)."""
     state = status_of(row)
-    latest = latest_readings(readings)
+    summary = _summary(row, now)
     return {
-        **_summary(row, now),
-        "headline": headline(state, now),
+        **summary,
+        "headline": headline(summary, now),
         "sentences": sentences(state),
-        "metrics": [
-            {
-                **reading,
-                "label": narrative.metric_of(reading["metric"]).label,
-                "unit": narrative.metric_of(reading["metric"]).unit,
-                "compared": narrative.compared_text(reading),
-                "judged": narrative.judged_text(reading),
-            }
-            for reading in latest
-        ],
+        "metrics": [told(reading) for reading in latest_readings(readings)],
         "conditions": [condition.to_json() for condition in state.conditions],
         "audit": [audit_document(entry) for entry in sorted(audit, key=lambda entry: (entry.at, entry.id or 0))],
+    }
+
+
+def told(reading: Reading) -> dict[str, Any]:
+    """A reading with its sentences."""
+    metric = narrative.metric_of(reading["metric"])
+    return {
+        **reading,
+        "label": metric.label,
+        "unit": metric.unit,
+        "compared": narrative.compared_text(reading),
+        "judged": narrative.judged_text(reading),
     }
 
 
@@ -178,6 +181,7 @@ def _summary(row: RolloutRow, now: float) -> dict[str, Any]:
         "waits_for": next((one.message for one in state.conditions if one.type == "Waiting"), None),
         "paused": state.paused_since is not None,
         "started_at": row.started_at,
+        "decided_at": state.decided_at,
         "finished_at": row.finished_at,
         "seconds": (now if row.finished_at is None else row.finished_at) - row.started_at,
         "users": users_of(state),
@@ -190,26 +194,33 @@ def _steps(row: RolloutRow) -> int | None:
     return None if steps is None else len(steps)
 
 
-def headline(state: RolloutStatus, now: float) -> str:
-    """One sentence: what became of the rollout, or where it stands."""
-    spent = narrative.seconds_text((state.decided_at or now) - state.started_at)
-    where = place(state)
-    if state.verdict == "advance":
-        ending = "" if state.finished_at else "; it is watched until the rollback window ends"
-        return f"{state.revision} was promoted after {spent}{ending}."
-    if state.verdict == "hold":
-        kept = f"its weight of {state.weight:g} % is kept" if state.weight else "nobody gets it"
-        return f"{state.revision} is held in {where}: time was up without evidence; {kept} until a person decides."
-    if state.verdict in ENDED:
-        return f"{state.revision} was {ENDED[state.verdict]} in {where} after {spent}."
-    paused = ", paused by a person" if state.paused_since is not None else ""
-    return f"{state.revision} is in {where} since {spent}{paused}."
+def headline(rollout: Mapping[str, Any], now: float) -> str:
+    """One sentence on a rollout's document: what became of it, or where it stands."""
+    revision, verdict, decided = rollout["revision"], rollout["verdict"], rollout["decided_at"]
+    ended = verdict != "continue"
+    spent = "" if ended and decided is None else f" after {_span(rollout['started_at'], decided or now)}"
+    where = place(rollout)
+    if verdict == "advance":
+        ending = "" if rollout["finished_at"] else "; it is watched until the rollback window ends"
+        return f"{revision} was promoted{spent}{ending}."
+    if verdict == "hold":
+        weight = rollout["weight"]
+        kept = f"its weight of {weight:g} % is kept" if weight else "nobody gets it"
+        return f"{revision} is held in {where}: time was up without evidence; {kept} until a person decides."
+    if verdict in ENDED:
+        return f"{revision} was {ENDED[verdict]} in {where}{spent}."
+    paused = ", paused by a person" if rollout["paused"] else ""
+    return f"{revision} is in {where} since {_span(rollout['started_at'], now)}{paused}."
 
 
-def place(state: RolloutStatus) -> str:
+def _span(start: float, end: float) -> str:
+    return narrative.seconds_text(end - start)
+
+
+def place(rollout: Mapping[str, Any]) -> str:
     """Where a rollout stands or ended: `the rehearsal`, `canary step 2`."""
-    stage = ended_in(state)
-    return f"canary step {state.step + 1}" if stage == "canary" else f"the {stage}"
+    stage = rollout["decided_in"] or rollout["stage"]
+    return f"canary step {rollout['step'] + 1}" if stage == "canary" and rollout["step"] is not None else f"the {stage}"
 
 
 def sentences(state: RolloutStatus) -> list[str]:

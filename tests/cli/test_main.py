@@ -245,6 +245,10 @@ def test_wrong_usage(capsys: Capture, arguments: list[str], word: str) -> None:
     assert word in fails(capsys, arguments, 2)
 
 
+def test_the_demo_needs_a_checkout(capsys: Capture) -> None:
+    assert "needs a checkout of the repository" in fails(capsys, ["demo"], 3)
+
+
 @pytest.mark.parametrize("command", ["serve", "demo"])
 def test_a_configuration_that_is_not_there(capsys: Capture, command: str) -> None:
     assert "no file none.yaml" in fails(capsys, [command, "--config", "none.yaml"], 3)
@@ -258,6 +262,8 @@ def test_help_teaches(capsys: Capture) -> None:
         "status",
         "rollouts",
         "explain",
+        "trace",
+        "logs",
         "abort",
         "promote",
         "pause",
@@ -294,11 +300,15 @@ def test_gate_refusal_is_told_by_its_numbers(store: Store, clock: HandClock, url
 
 
 def program(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The plug-in of kubectl as a process; the environment names the store."""
+    """The plug-in of kubectl as a process, looking into a store."""
     code = "import sys; sys.argv[0] = 'kubectl-understudy'; from services.cli.main import main; main()"
-    environment = {**os.environ, "UNDERSTUDY_STORE_URL": url, "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     return subprocess.run(
-        [sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, *arguments, "--store", url],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
@@ -319,7 +329,7 @@ def test_help_needs_nothing_slow() -> None:
     """`--help` and completion are typed often: the database, numpy and MLflow may not be loaded for them."""
     code = (
         "import sys; from services.cli.main import run; run(['--help']); "
-        "print([m for m in ('sqlalchemy', 'numpy', 'pydantic', 'mlflow', 'aiohttp') if m in sys.modules])"
+        "print([m for m in ('sqlalchemy', 'numpy', 'pydantic', 'mlflow', 'aiohttp', 'kubernetes') if m in sys.modules])"
     )
     began = time.monotonic()
     done = subprocess.run(
