@@ -1,4 +1,5 @@
-"""Writes `docs/reference/` from the code: every field of the resources, with type, default and meaning.
+"""Writes what is made of the code: `docs/reference/` (every field of the resources, with type, default and meaning) and the custom
+resource definition in the chart.
 
 `make generate` runs it; `make verify` fails when what is committed differs.
 """
@@ -10,14 +11,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import BaseModel
 
 from demo.story import DemoStory
 from services.cli.local import LocalPlatform
+from services.rollout.crd import definition
 from services.rollout.durations import format_duration
 from services.rollout.resources import LLMService
 
 REFERENCE = Path(__file__).parent / "reference"
+DEFINITION = Path(__file__).parents[1] / "charts/understudy/files/llmservices.yaml"
 
 
 def fields(schema: dict[str, Any], node: dict[str, Any], path: str = "") -> Iterator[tuple[str, str, str, str]]:
@@ -84,6 +88,9 @@ def main() -> None:
     REFERENCE.mkdir(exist_ok=True)
     for model in (LLMService, LocalPlatform, DemoStory):
         (REFERENCE / f"{model.__name__.lower()}.md").write_text(page(model))
+    DEFINITION.parent.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(definition(), sort_keys=False, width=140, allow_unicode=True)
+    DEFINITION.write_text(f"# Generated from services/rollout/resources.py by `make generate`.\n{text}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,9 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Final
 
+from annotated_types import Ge, Gt, MultipleOf
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
+from pydantic.config import JsonDict
 
 _UNITS: Final = {"d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _PART: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|[dhms])")
@@ -45,10 +47,19 @@ def format_duration(seconds: float) -> str:
     return "".join(parts)
 
 
-Duration = Annotated[
-    float,
-    BeforeValidator(parse_duration, json_schema_input_type=str),
-    PlainSerializer(format_duration, return_type=str),
-    WithJsonSchema({"type": "string", "pattern": _WHOLE, "maxLength": 32}),
-]
+_LASTING: Final[JsonDict] = {"rule": "self.matches('[1-9]')", "message": "must be longer than 0s"}
+_SCHEMA: Final[JsonDict] = {"type": "string", "pattern": _WHOLE, "maxLength": 32}
+_READ: Final = BeforeValidator(parse_duration, json_schema_input_type=str)
+_WRITTEN: Final = PlainSerializer(format_duration, return_type=str)
+
+Duration = Annotated[float, _READ, _WRITTEN, WithJsonSchema(_SCHEMA)]
 """Seconds inside, text such as `10m` outside."""
+
+Lasting = Annotated[float, _READ, _WRITTEN, Gt(0), WithJsonSchema({**_SCHEMA, "x-kubernetes-validations": [_LASTING]})]
+"""A duration that is not 0."""
+
+Days = Annotated[
+    float, _READ, _WRITTEN, MultipleOf(86_400.0), Ge(86_400.0),
+    WithJsonSchema({"type": "string", "pattern": "^[1-9][0-9]{0,4}d$", "maxLength": 6}),
+]  # fmt: skip
+"""A duration of whole days, at least one."""

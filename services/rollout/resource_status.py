@@ -16,6 +16,7 @@ from pydantic.alias_generators import to_camel
 from services.common.assignment import BUCKETS
 from services.common.routing import Route, Target
 from services.rollout import reasons
+from services.rollout.resources_base import keyed
 from services.rollout.status import Condition, RolloutStatus, ServiceStatus
 from services.store import Command, RolloutRow
 
@@ -127,7 +128,10 @@ class ResourceStatus(_Part):
         default=(), description="What the guardrails of the present stage say.", max_length=50
     )
     conditions: tuple[ConditionStatus, ...] = Field(
-        default=(), description="Ready, Progressing, Degraded, RolloutFinished and what they rest on.", max_length=20
+        default=(),
+        description="Ready, Progressing, Degraded, RolloutFinished and what they rest on.",
+        max_length=20,
+        json_schema_extra=keyed("type"),
     )
     history: tuple[RolloutSummary, ...] = Field(
         default=(), description="The last rollouts, newest first.", max_length=HISTORY

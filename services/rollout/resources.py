@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
-from services.rollout.durations import Duration
+from services.rollout.durations import Days
 from services.rollout.resources_base import Resource, cel
 from services.rollout.resources_engine import Engine
 from services.rollout.resources_rollout import (
@@ -99,13 +99,12 @@ class Privacy(Resource):
 class Retention(Resource):
     """How long the store keeps what it must not keep for ever. What a running rollout needs stays."""
 
-    observations: Duration = Field(
+    observations: Days = Field(
         default=30 * 86_400.0,
-        ge=86_400.0,
-        description="Rows of requests, users and feedback; a week at least gives a rollout stable's whole history.",
+        description="Whole days; rows of requests, users and feedback; a week at least gives a rollout stable's whole history.",
     )
-    audit: Duration = Field(
-        default=365 * 86_400.0, ge=86_400.0, description="Entries of the audit trail. Rollouts themselves are kept."
+    audit: Days = Field(
+        default=365 * 86_400.0, description="Whole days; entries of the audit trail. Rollouts themselves are kept."
     )
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
-from services.rollout.durations import Duration
+from services.rollout.durations import Duration, Lasting
 from services.rollout.resources_base import OPEN, Label, Resource, cel, keyed
 
 Quantity = Annotated[
@@ -236,8 +236,8 @@ class Engine(Resource):
     max_ongoing_requests: int = Field(
         default=64, ge=1, le=100_000, description="Requests under way at once in one replica; more wait in a queue."
     )
-    start_timeout: Duration = Field(
-        default=900.0, gt=0, description="Time an engine may take to become ready before its rollout aborts."
+    start_timeout: Lasting = Field(
+        default=900.0, description="Time an engine may take to become ready before its rollout aborts."
     )
     image: str | None = Field(
         default=None, min_length=1, max_length=500, description="Image of the engine; none: the controller's default."

@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
-from services.rollout.durations import Duration
+from services.rollout.durations import Duration, Lasting
 from services.rollout.resources_base import Label, Resource, SecretVariable, cel, keyed
 
 Metric = Literal["errors", "ttft", "tokensPerSecond", "feedback", "judge"]
@@ -50,8 +50,8 @@ class Rehearsal(Resource):
     )
     min_pairs: int = Field(default=200, ge=0, le=10_000_000, description="Mirrored pairs before the rehearsal may end.")
     min_duration: Duration = Field(default=600.0, ge=0, description="Time before the rehearsal may end.")
-    max_duration: Duration = Field(
-        default=14_400.0, gt=0, description="Time after which an unfinished rehearsal is held for a person."
+    max_duration: Lasting = Field(
+        default=14_400.0, description="Time after which an unfinished rehearsal is held for a person."
     )
     in_flight: int = Field(
         default=4, ge=1, le=10_000, description="Mirrored pairs under way at once in one gateway; more are dropped."
@@ -77,8 +77,8 @@ class CanaryStep(Resource):
         le=100_000_000,
         description="Users per arm, first exposed in this step and closed, before the step may end.",
     )
-    max_duration: Duration = Field(
-        default=172_800.0, gt=0, description="Time after which an undecided step is held for a person."
+    max_duration: Lasting = Field(
+        default=172_800.0, description="Time after which an undecided step is held for a person."
     )
     approval: bool = Field(default=False, description="Whether a person must approve the end of this step.")
 
@@ -145,12 +145,12 @@ class Guardrail(Resource):
         ("!has(self.quantile) || self.metric == 'ttft'", "quantile belongs to the metric ttft", "quantile"),
         (
             "!has(self.stages) || self.metric != 'feedback' || !('rehearsal' in self.stages)",
-            "feedback is not measured in stage rehearsal: no user sees it",
+            "stages: feedback is not measured in rehearsal, no user sees it",
             "stages",
         ),
         (
             "!has(self.stages) || self.metric != 'judge' || !('canary' in self.stages)",
-            "judge is not measured in stage canary: only mirrored answers are judged",
+            "stages: judge is not measured in canary, only mirrored answers are judged",
             "stages",
         ),
     )
@@ -325,7 +325,7 @@ class Judge(Resource):
         default=None,
         description="Environment variable of the controller that holds the endpoint's key; none: no key is sent.",
     )
-    timeout: Duration = Field(default=30.0, gt=0, description="Time one judgement may take.")
+    timeout: Lasting = Field(default=30.0, description="Time one judgement may take.")
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -359,13 +359,13 @@ class Rollout(Resource):
         lt=0.5,
         description="Probability of aborting a harmless candidate, over the whole rollout; also of passing one guardrail wrongly.",
     )
-    horizon: Duration = Field(
-        default=600.0, gt=0, description="Time from a user's first request in a rollout in which outcomes count (H)."
+    horizon: Lasting = Field(
+        default=600.0, description="Time from a user's first request in a rollout in which outcomes count (H)."
     )
     settle: Duration = Field(
         default=60.0, ge=0, description="Time after the horizon for running requests to end and feedback to come."
     )
-    look: Duration = Field(default=10.0, gt=0, description="Time between the controller's looks.")
+    look: Lasting = Field(default=10.0, description="Time between the controller's looks.")
     gate: Gate = Field(default_factory=Gate, description="Offline evaluation.")
     rehearsal: Rehearsal = Field(default_factory=Rehearsal, description="Mirrored traffic.")
     canary: Canary = Field(default_factory=Canary, description="Live traffic in steps.")
