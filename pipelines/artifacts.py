@@ -1,12 +1,9 @@
-"""Model folders on disk: their digest, and how one is put in place so that no reader ever sees half of it.
+"""Model folders on disk: how one is put in place so that no reader ever sees half of it.
 
-Called by `demo_models`, `evaluate` and `register`. Standard library only. It must not know what the files mean.
-
-The digest is the identity of a version everywhere on the platform: the registry's tag, the gate's evaluation and the engine's
-cache all compare it, so its algorithm may not change.
+Called by `demo_models` and `evaluate`. Standard library only. It must not know what the files mean; their digest is
+`services.serving.artifacts`' affair.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -14,21 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-
-def folder_digest(folder: Path) -> str:
-    """SHA-256, in hexadecimal, over all files of a folder: sorted relative POSIX path, a zero byte, the file's own SHA-256.
-
-    Raises `FileNotFoundError` where the folder is missing or holds no file.
-    """
-    files = sorted((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*") if path.is_file())
-    if not files:
-        raise FileNotFoundError(f"{folder} is missing or empty")
-    digest = hashlib.sha256()
-    for name, path in files:
-        with path.open("rb") as file:
-            digest.update(name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
 
 
 @contextmanager

@@ -20,6 +20,7 @@ import torch
 import transformers
 
 from pipelines import artifacts, dataset, evaluate, finetune
+from services.serving.artifacts import folder_digest
 
 SEED = 20261
 
@@ -153,7 +154,7 @@ def build(recipe: Recipe, out: Path, progress: Progress) -> None:
         "schema": 1,
         "version": version,
         "kind": recipe.kind,
-        "digest": artifacts.folder_digest(folder),
+        "digest": folder_digest(folder),
         "base": recipe.base,
         "system_prompt": recipe.system_prompt,
         "recipe": asdict(recipe),

@@ -14,6 +14,7 @@ import torch
 import transformers
 
 from pipelines import artifacts, dataset, finetune
+from services.serving.artifacts import folder_digest
 
 SCHEMA = 1
 LONGEST_ANSWER = 24
@@ -71,7 +72,7 @@ def evaluate(folder: Path, system_prompt: str | None = None) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "dataset": {"name": dataset.NAME, "digest": dataset.evaluation_digest(), "items": len(items)},
-        "model_digest": artifacts.folder_digest(folder),
+        "model_digest": folder_digest(folder),
         "system_prompt": system_prompt,
         "accuracy": sum(marks) / len(marks),
         "by_kind": by_kind,

@@ -5,6 +5,7 @@ ServingError
 ├── ArtifactError
 │   ├── ArtifactMissing    permanent: the source names nothing
 │   ├── ArtifactMismatch   permanent: the files are not those that were registered
+│   ├── ArtifactUnsupported  permanent: nothing here can fetch from such a source
 │   ├── ArtifactUnavailable  retryable: the registry or its store did not answer
 │   └── NoSpace            retryable once there is room
 └── LocalRayError          the laptop's Ray could not be started; `str()` ends in its last words
@@ -29,6 +30,10 @@ class ArtifactMissing(ArtifactError):
 
 class ArtifactMismatch(ArtifactError):
     """The files' digest is not the expected one."""
+
+
+class ArtifactUnsupported(ArtifactError):
+    """The source is of a kind that cannot be fetched here: unknown, its client is not installed, or it carries credentials."""
 
 
 class ArtifactUnavailable(ArtifactError):

@@ -9,6 +9,7 @@ from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 
 from pipelines import artifacts, register
+from services.serving.artifacts import folder_digest
 
 pytestmark = pytest.mark.integration
 
@@ -20,7 +21,7 @@ def built(models: Path, name: str, files: dict[str, str], **manifest: object) ->
         (models / name / file).write_text(text)
     content = {
         "kind": "weights",
-        "digest": artifacts.folder_digest(models / name),
+        "digest": folder_digest(models / name),
         "base": None,
         "system_prompt": None,
         "recipe": {"version": name, "layers": None},
@@ -50,7 +51,7 @@ def test_a_version_is_registered_once_with_its_files_and_evaluation(
         download_artifacts(artifact_uri=version.source, tracking_uri=mlflow_server, dst_path=str(tmp_path / "got"))
     )
     assert version.tags["understudy.kind"] == "weights"
-    assert version.tags["understudy.digest"] == artifacts.folder_digest(files)
+    assert version.tags["understudy.digest"] == folder_digest(files)
     run = client.get_run(version.run_id)
     assert (run.info.status, run.data.metrics["accuracy"]) == ("FINISHED", 0.75)
     evaluation = Path(client.download_artifacts(version.run_id, "evaluation/evaluation.json", str(tmp_path)))

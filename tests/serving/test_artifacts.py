@@ -86,13 +86,13 @@ def test_a_full_disk_and_a_broken_one(model: Path, cache: Path, monkeypatch: pyt
 
 def test_concurrent_callers_copy_once(model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copies = []
-    download = artifacts._download
+    download = artifacts.download
 
     def counting(source: str, *others: Any) -> Path:
         copies.append(source)
         return download(source, *others)
 
-    monkeypatch.setattr(artifacts, "_download", counting)
+    monkeypatch.setattr(artifacts, "download", counting)
     digest = folder_digest(model)
     with ThreadPoolExecutor(8) as pool:
         folders = list(pool.map(lambda _: fetch(str(model), digest, cache), range(8)))

@@ -14,16 +14,13 @@ import aiohttp
 
 from services.rollout.platforms.base import PlatformRejected, PlatformUnavailable, RevisionSpec, RevisionState
 from services.rollout.platforms.serve_status import ServeSnapshot, engine_error
+from services.rollout.platforms.warm_up import WarmUps
 from services.serving.application import EngineSpec, owner_of, route_prefix, serve_application
 from services.serving.errors import InvalidEngineSpec
 
 _APPLICATIONS = "/api/serve/applications/"
 _WRITE_ATTEMPTS = 3
 _LOG_LINES = 200
-
-# The first completions of an engine are slow (kernels are chosen, caches filled); users should not meet them.
-_WARM_UP_COMPLETIONS = 3
-_WARM_UP_TIMEOUT = aiohttp.ClientTimeout(total=60)
 
 # Ray answers a PUT only after it has started its controller and proxies, which takes tens of seconds on a busy machine.
 _REST_TIMEOUT = aiohttp.ClientTimeout(total=120)
@@ -46,9 +43,7 @@ class ServePlatform:
         self._proxy_url = proxy_url.rstrip("/")
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._writing = asyncio.Lock()
-        self._answered: set[str] = set()  # revisions that completed their warm-up since they last became RUNNING
-        self._warm_ups: dict[str, asyncio.Task[None]] = {}
-        self._warm_up_errors: dict[str, str] = {}
+        self._warm_ups = WarmUps(session)
         self._last_words: dict[str, str] = {}
 
     async def apply(self, revision: RevisionSpec) -> None:
@@ -59,6 +54,7 @@ class ServePlatform:
             min_replicas=revision.replicas[0],
             max_replicas=revision.replicas[1],
             max_ongoing_requests=revision.max_ongoing_requests,
+            autoscaling=revision.autoscaling,
         )
         try:
             application = serve_application(revision.name, revision.service, revision.artifact, spec)
@@ -83,8 +79,6 @@ class ServePlatform:
         for name in snapshot.revisions(service):
             if not snapshot.is_running(name):
                 self._forget(name)
-            elif name not in self._answered and name not in self._warm_ups:
-                self._warm_ups[name] = asyncio.create_task(self._warm_up(name, self._address(service, name)))
             if snapshot.is_failed(name) and name not in self._last_words:
                 self._last_words[name] = await self._engine_log(snapshot, name)
             states[name] = self._state(snapshot, service, name)
@@ -92,16 +86,12 @@ class ServePlatform:
 
     async def close(self) -> None:
         """See `Platform.close`."""
-        for task in self._warm_ups.values():
-            task.cancel()
-        await asyncio.gather(*self._warm_ups.values(), return_exceptions=True)
-        self._warm_ups.clear()
+        await self._warm_ups.close()
 
     def _state(self, snapshot: ServeSnapshot, service: str, name: str) -> RevisionState:
         phase, message = snapshot.phase(name)
-        if phase == "ready" and name not in self._answered:
-            phase = "starting"
-            message = self._warm_up_errors.get(name, "answering its first completions")
+        if phase == "ready" and not self._warm_ups.answered(name, self._address(service, name)):
+            phase, message = "starting", self._warm_ups.message(name)
         if phase == "failed":
             message = "\n".join(part for part in (message, self._last_words.get(name)) if part)
         address = self._address(service, name) if phase == "ready" else None
@@ -111,29 +101,8 @@ class ServePlatform:
         return f"{self._proxy_url}{route_prefix(service, name)}/v1"
 
     def _forget(self, name: str) -> None:
-        self._answered.discard(name)
-        self._warm_up_errors.pop(name, None)
+        self._warm_ups.forget(name)
         self._last_words.pop(name, None)
-        if task := self._warm_ups.pop(name, None):
-            task.cancel()
-
-    async def _warm_up(self, name: str, address: str) -> None:
-        """Ready does not mean routable: only answered completions do, through the address that the gateway will use."""
-        body = {"model": name, "prompt": "a", "max_tokens": 1}
-        try:
-            for _ in range(_WARM_UP_COMPLETIONS):
-                async with self._session.post(f"{address}/completions", json=body, timeout=_WARM_UP_TIMEOUT) as answer:
-                    if answer.status != 200:
-                        text = (await answer.text())[:300]
-                        self._warm_up_errors[name] = f"a first completion was answered {answer.status}: {text}"
-                        return
-                    await answer.read()
-            self._answered.add(name)
-            self._warm_up_errors.pop(name, None)
-        except (aiohttp.ClientError, TimeoutError) as error:
-            self._warm_up_errors[name] = f"a first completion got no answer: {error or type(error).__name__}"
-        finally:
-            self._warm_ups.pop(name, None)  # the next observe tries again
 
     @staticmethod
     def _refuse_others(snapshot: ServeSnapshot, application: dict[str, Any]) -> None:

@@ -117,7 +117,7 @@ class ServeSnapshot:
     @staticmethod
     def _message(app: dict[str, Any]) -> str:
         messages = [app.get("message"), *(d.get("message") for d in (app.get("deployments") or {}).values())]
-        return " ".join(dict.fromkeys(_first_and_last(m) for m in messages if m and m.strip()))
+        return " ".join(dict.fromkeys(first_and_last(m) for m in messages if m and m.strip()))
 
 
 def engine_error(log: str) -> str:
@@ -131,7 +131,7 @@ def engine_error(log: str) -> str:
     return ""
 
 
-def _first_and_last(message: str) -> str:
-    """Serve's messages hold whole tracebacks: what happened stands in the first line, why in the last."""
+def first_and_last(message: str) -> str:
+    """A message of Serve's in one line. Serve's messages hold whole tracebacks: what happened stands in the first line, why in the last."""
     lines = [line.strip() for line in _ANSI.sub("", message).splitlines() if line.strip()]
     return lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"
