@@ -173,7 +173,7 @@ def logs(
 
 @app.command(rich_help_panel=STEER)
 @anywhere
-def abort(where: Where, service: ServiceArgument, reason: Reason, wait: Wait = 10.0, output: Output = "table") -> None:
+def abort(where: Where, service: ServiceArgument, reason: Reason, wait: Wait = 30.0, output: Output = "table") -> None:
     """End the rollout: everyone back to stable at once.
 
     Example: understudy abort assistant --reason "complaints about prices"
@@ -184,7 +184,7 @@ def abort(where: Where, service: ServiceArgument, reason: Reason, wait: Wait = 1
 @app.command(rich_help_panel=STEER)
 @anywhere
 def promote(
-    where: Where, service: ServiceArgument, reason: Reason, wait: Wait = 10.0, output: Output = "table"
+    where: Where, service: ServiceArgument, reason: Reason, wait: Wait = 30.0, output: Output = "table"
 ) -> None:
     """Make the candidate stable now, whatever the evidence says.
 
@@ -196,7 +196,7 @@ def promote(
 @app.command(rich_help_panel=STEER)
 @anywhere
 def pause(
-    where: Where, service: ServiceArgument, reason: Reason = "", wait: Wait = 10.0, output: Output = "table"
+    where: Where, service: ServiceArgument, reason: Reason = "", wait: Wait = 30.0, output: Output = "table"
 ) -> None:
     """Keep the rollout where it is; harm still aborts it.
 
@@ -208,7 +208,7 @@ def pause(
 @app.command(rich_help_panel=STEER)
 @anywhere
 def resume(
-    where: Where, service: ServiceArgument, reason: Reason = "", wait: Wait = 10.0, output: Output = "table"
+    where: Where, service: ServiceArgument, reason: Reason = "", wait: Wait = 30.0, output: Output = "table"
 ) -> None:
     """Let a paused rollout go on.
 
@@ -220,7 +220,7 @@ def resume(
 @app.command(rich_help_panel=STEER)
 @anywhere
 def approve(
-    where: Where, service: ServiceArgument, reason: Reason = "", wait: Wait = 10.0, output: Output = "table"
+    where: Where, service: ServiceArgument, reason: Reason = "", wait: Wait = 30.0, output: Output = "table"
 ) -> None:
     """Approve a step that waits for a person.
 

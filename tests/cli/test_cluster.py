@@ -25,7 +25,7 @@ Capture = pytest.CaptureFixture[str]
 Kubectl = Callable[..., int]
 
 SERVING = Condition(type="Serving", status=True, reason="Serving", message="v1 serves")
-STEPS = {"rollout": {"canary": {"steps": [{"weight": 10}, {"weight": 50}]}}}
+STEPS: dict[str, Any] = {"rollout": {"canary": {"steps": [{"weight": 10}, {"weight": 50}]}}}
 RUNNING = row(
     "r3", "3", stage="canary", step=1, weight=50.0,
     conditions=[{"type": "Waiting", "status": True, "reason": "AwaitingEvidence", "message": "ttft is not yet shown"}],
@@ -310,12 +310,12 @@ def test_trace_follows_the_resource_to_its_end(api: FakeApi, kubectl: Kubectl, c
     reads = 0
     answer = api.handle
 
-    def handle(*request: Any) -> tuple[int, Any]:
+    def handle(method: str, target: str, body: Any) -> tuple[int, Any]:
         nonlocal reads
         reads += 1
         if reads == 3:  # the rollout ends, and another one begins, between two looks
             api.put("assistant", said(row("r4", "4", started_at=START + 95), over), **STEPS)
-        return answer(*request)
+        return answer(method, target, body)
 
     api.handle = handle  # type: ignore[method-assign]
     assert kubectl("trace", "assistant", "--timeout", "10") == 1
