@@ -6,6 +6,7 @@ and it limits what the rules (CEL) may cost, so every list, map and text has a g
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -166,12 +167,12 @@ def _resolved(raw: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[st
 
 
 def _default(source: Mapping[str, Any], made: Schema, filled: Any) -> Any:
-    """The default that the API server fills in, so that `kubectl get -o yaml` shows what is in force. An object whose fields all have
-    defaults is filled in from an empty one.
+    """The default that the API server fills in, so that `kubectl get -o yaml` shows what is in force. An object that may be left out
+    has its fields' defaults: the API server tries the rules on a default as it stands, and they would miss the fields of an empty one.
     """
     if made["type"] == "object":
-        optional = "required" not in made and "default" not in source
-        return {} if optional and any("default" in field for field in made.get("properties", {}).values()) else None
+        inside = {name: field["default"] for name, field in made.get("properties", {}).items() if "default" in field}
+        return copy.deepcopy(inside) if inside and "required" not in made and "default" not in source else None
     value = source.get("default", filled if made["type"] == "array" else None)
     if made["type"] == "string" and isinstance(value, float):
         return format_duration(value)

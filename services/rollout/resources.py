@@ -47,15 +47,15 @@ __all__ = [
 
 API_VERSION: Final = "understudy.dev/v1alpha1"
 
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z]([-a-z0-9]{0,34}[a-z0-9])?$", max_length=36)]
-"""A revision's name adds version and hash, and KubeRay takes 47 characters, the first a letter."""
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?$", max_length=40)]
+"""A revision's name adds version and hash, and must fit a label of Kubernetes (63 characters)."""
 
 
 class Metadata(Resource):
     """Kubernetes' object metadata, as far as it is read here."""
 
     name: Name = Field(
-        description="The service's name, which clients send as `model`: at most 36 lower-case letters, digits, dashes."
+        description="The service's name, which clients send as `model`: at most 40 lower-case letters, digits, dashes."
     )
     namespace: str = Field(default="default", description="Namespace of the resource.")
     labels: dict[str, str] = Field(default_factory=dict, description="Free labels.")

@@ -199,6 +199,11 @@ class Engine(Resource):
             "autoscaling",
         ),
         (
+            "!has(self.ranksPerPod) || (self.tensorParallelSize * self.pipelineParallelSize) % self.ranksPerPod == 0",
+            "ranksPerPod must divide tensorParallelSize times pipelineParallelSize",
+            "ranksPerPod",
+        ),
+        (
             "self.platform != 'kuberay' || double(int(self.resources.gpu)) == self.resources.gpu",
             "resources.gpu must be a whole number on platform kuberay",
             "resources",
@@ -230,6 +235,12 @@ class Engine(Resource):
     )
     pipeline_parallel_size: int = Field(
         default=1, ge=1, le=1024, description="Groups of workers over which the layers are split, e.g. nodes."
+    )
+    ranks_per_pod: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="Workers that share a pod, and so a node; default: tensorParallelSize, whose workers talk at every layer.",
     )
     resources: Resources = Field(default_factory=Resources, description="What one worker of the engine takes.")
     autoscaling: Autoscaling = Field(default_factory=Autoscaling, description="Bounds and pace of autoscaling.")
@@ -297,6 +308,9 @@ class Engine(Resource):
             raise ValueError(
                 f"autoscaling.targetOngoingRequests ({target}) is greater than maxOngoingRequests ({self.max_ongoing_requests})"
             )
+        workers = self.tensor_parallel_size * self.pipeline_parallel_size
+        if self.ranks_per_pod is not None and workers % self.ranks_per_pod:
+            raise ValueError(f"ranksPerPod ({self.ranks_per_pod}) must divide the {workers} workers of a replica")
         if self.platform == "kuberay" and self.resources.gpu != int(self.resources.gpu):
             raise ValueError(f"resources.gpu must be a whole number on platform kuberay, not {self.resources.gpu:g}")
         if not (self.resources.cpu or self.resources.gpu):
@@ -316,6 +330,7 @@ class Engine(Resource):
 
 
 POD: Final = (
+    "ranks_per_pod",
     "image",
     "image_pull_secrets",
     "node_selector",

@@ -15,14 +15,15 @@ Metric = Literal["errors", "ttft", "tokensPerSecond", "feedback", "judge"]
 GuardedStage = Literal["rehearsal", "canary"]
 
 
-def _length(field: str) -> str:
-    """CEL for the length of a duration field; CEL knows no days."""
-    days = f"string(double({field}.split('d')[0]) * 24.0) + 'h' + {field}.split('d')[1]"
-    return f"duration({field}.contains('d') ? {days} : {field})"
+def _seconds(field: str) -> str:
+    """CEL for the whole seconds of a duration field; CEL knows no days, so they are cut off."""
+    day = f"{field}.indexOf('d')"
+    days = f"({field}.contains('d') ? double({field}.substring(0, {day})) * 86400.0 : 0.0)"
+    return f"{days} + double(duration({field}.substring({day} + 1) + '0s').getSeconds())"
 
 
 _ORDERED: Final = (
-    f"{_length('self.minDuration')} <= {_length('self.maxDuration')}",
+    f"{_seconds('self.minDuration')} <= {_seconds('self.maxDuration')}",
     "minDuration is longer than maxDuration",
     "minDuration",
 )

@@ -156,6 +156,7 @@ EVERYTHING = {
     "platform": "kuberay",
     "tensorParallelSize": 2,
     "pipelineParallelSize": 2,
+    "ranksPerPod": 4,
     "resources": {"cpu": 4, "memory": "16Gi", "gpu": 1},
     "autoscaling": {"min": 1, "max": 4, "targetOngoingRequests": 16, "upscaleDelay": "10s", "downscaleDelay": "1d12h"},
     "nodeSelector": {"gpu": "a100"},
@@ -204,7 +205,7 @@ def test_schema_and_models_refuse_alike(spec: dict[str, Any], path: str) -> None
         LLMService.model_validate(resource)
 
 
-@pytest.mark.parametrize("name", ["a" * 37, "1st", "A", "a-", "a.b"])
+@pytest.mark.parametrize("name", ["a" * 41, "A", "a-", "a.b", ""])
 def test_names_that_no_engine_could_have(name: str) -> None:
     resource = {**LEAST, "metadata": {"name": name}}
     assert next(mistakes(ROOT, resource)).startswith(".metadata.name")
