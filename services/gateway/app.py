@@ -260,7 +260,8 @@ def _add_routes(app: GatewayApp, table: RoutingTable, desk: FeedbackDesk, metric
         return {"status": "alive"}
 
     async def ready() -> Response:
-        if app.draining or not table.versions():
+        # Without any service there is nothing to route, but once the store has said so clients get to know it: a 404 is an answer.
+        if app.draining or not (table.versions() or math.isfinite(table.contact_age)):
             reason = "draining" if app.draining else "no routing table yet"
             return Response(f'{{"status": "{reason}"}}', 503, media_type="application/json")
         return Response('{"status": "ready"}', media_type="application/json")

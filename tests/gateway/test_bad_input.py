@@ -6,12 +6,14 @@ import asyncio
 import io
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 
 from services.common.routing import Route
+from services.store import open_store
 from tests.fakes.gateway import KEY, RunningGateway
 from tests.fakes.openai_engine import Engine
 
@@ -165,9 +167,15 @@ async def test_content_filters(start: Any, idle: Route, stable: Engine) -> None:
     assert len(stable.requests) == 1
 
 
-async def test_a_gateway_without_a_table_is_not_ready(start: Any) -> None:
-    gateway = await start(None)
+async def test_a_gateway_that_never_reached_the_store_is_not_ready(start: Any, tmp_path: Path) -> None:
+    gateway = await start(None, store_factory=lambda _: open_store(f"sqlite:///{tmp_path}/elsewhere.db"))
     assert (await send(gateway, b"", "/readyz", "GET"))[0] == 503
+    assert (await send(gateway, b"", "/healthz", "GET"))[0] == 200
+
+
+async def test_a_gateway_of_an_empty_store_is_ready_and_knows_no_model(start: Any) -> None:
+    gateway = await start(None)
+    assert (await send(gateway, b"", "/readyz", "GET"))[0] == 200
     assert (await send(gateway, b"", "/healthz", "GET"))[0] == 200
     assert (await send(gateway, body()))[0] == 404
 
