@@ -171,7 +171,7 @@ def ray_service(
 
 
 def _cluster(pods: _Pods) -> dict[str, Any]:
-    cluster = {
+    cluster: dict[str, Any] = {
         "rayVersion": _RAY_VERSION,
         "authOptions": {"mode": "token"},  # Ray's ports run any code for whoever reaches them
         # Always, because it cannot be turned on later, when a rollout asks for more replicas than the engine began with.

@@ -8,6 +8,7 @@ Each client is imported here alone, and only for its own sources. It must not ch
 
 from __future__ import annotations
 
+import importlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -77,13 +78,13 @@ def _from_mlflow(source: str, scheme: str, scratch: Path, registry_uri: str | No
 def _from_hub(name: str, scratch: Path) -> Path:
     model, _, revision = name.partition("@")
     try:
-        from huggingface_hub import snapshot_download
+        hub: Any = importlib.import_module("huggingface_hub")
     except ImportError as error:
         raise _needs(f"hf://{name}", "huggingface_hub") from error
     folder = scratch / "files"
     _translated(
         f"hf://{name}",
-        lambda: Path(snapshot_download(repo_id=model, revision=revision or None, local_dir=str(folder))),
+        lambda: Path(hub.snapshot_download(repo_id=model, revision=revision or None, local_dir=str(folder))),
         "huggingface_hub",
     )
     shutil.rmtree(folder / ".cache", ignore_errors=True)  # the client's notes, with times: no part of the model
