@@ -225,7 +225,7 @@ def opened_cluster(where: Where) -> Iterator[Cluster]:
         api = KubernetesApi.connect(where.kubeconfig, where.context)
     except NoCluster as error:
         raise UsageFault(
-            f"{one_line(error)}; name a cluster with --kubeconfig or --context, or a store with --store"
+            f"{one_line(error).rstrip('.')}; name a cluster with --kubeconfig or --context, or a store with --store"
         ) from error
     cluster = Cluster(api, where.namespace or api.namespace, where.everywhere, time)
     try:
