@@ -28,6 +28,7 @@ from services.cli.processes import Child
 from services.common.routing import Route, Target
 from services.rollout.platforms.base import RevisionSpec
 from services.rollout.platforms.serve import ServePlatform
+from services.serving.engine_plugin import IN_PROCESS
 from services.serving.local_ray import LocalRay, RaySizes, free_ports
 from services.store import migrate, open_store
 
@@ -110,7 +111,7 @@ async def start_vllm(stack: AsyncExitStack, session: aiohttp.ClientSession, mode
     }
     env = keep | {
         "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1",
-        "TORCHDYNAMO_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false",
+        "TORCHDYNAMO_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false", IN_PROCESS: "1",
     }  # fmt: skip
     argv = [str(ROOT / ".venv-engine/bin/python"), "-m", "vllm.entrypoints.openai.api_server", *arguments]
     child = Child("vllm", argv, env, logs / "vllm.log", f"http://127.0.0.1:{port}/health", ready_within=240)

@@ -31,7 +31,8 @@ from services.cli.local import LocalPlatform, LocalStack, interruptible
 from services.cli.processes import LocalError
 from services.common.manifest import read
 from services.rollout.registry import MlflowRegistry
-from services.rollout.resources import API_VERSION, LLMService, Metadata, Resource
+from services.rollout.resources import API_VERSION, LLMService, Metadata
+from services.rollout.resources_base import Resource
 from services.rollout.status import RolloutStatus
 from services.serving.local_ray import TAG
 from services.store import RolloutRow, Store, open_store

@@ -21,7 +21,7 @@ import openai
 from pydantic import Field
 
 from pipelines.dataset import Question, is_correct, user_questions
-from services.rollout.resources import Resource
+from services.rollout.resources_base import Resource
 
 
 class Behaviour(Resource):
