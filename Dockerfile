@@ -61,11 +61,28 @@ USER 10001
 EXPOSE 5000
 ENTRYPOINT ["python", "-m", "mlflow", "server", "--host", "0.0.0.0"]
 
+# A PostgreSQL for trials, from Debian's package; in production the chart is given the URL of a real one.
+FROM ${PYTHON_IMAGE} AS postgresql
+ARG VERSION
+LABEL org.opencontainers.image.source="understudy" org.opencontainers.image.version="${VERSION}" org.opencontainers.image.licenses="PostgreSQL"
+RUN mkdir /etc/postgresql-common && echo "create_main_cluster = false" > /etc/postgresql-common/createcluster.conf \
+    && apt-get update -qq && apt-get install -y -qq --no-install-recommends postgresql-15 && rm -rf /var/lib/apt/lists/* \
+    && usermod --uid 10001 postgres && groupmod --gid 10001 postgres \
+    && install -d -o 10001 -g 10001 /var/lib/postgresql/data /var/run/postgresql
+COPY --chmod=755 docker/postgresql-entrypoint.sh /usr/local/bin/postgresql-entrypoint
+ENV PATH=/usr/lib/postgresql/15/bin:$PATH PGDATA=/var/lib/postgresql/data/pgdata LANG=C.UTF-8
+USER 10001
+EXPOSE 5432
+STOPSIGNAL SIGINT
+ENTRYPOINT ["postgresql-entrypoint"]
+
 FROM runtime AS engine-cpu
 # vLLM's CPU kernels link libnuma; torch compiles nothing at run time when dynamo is off, so no compiler is needed.
 RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends libnuma1 && rm -rf /var/lib/apt/lists/*
 COPY --from=build-engine /opt/engine /opt/engine
-ENV PATH=/opt/engine/bin:$PATH TORCHDYNAMO_DISABLE=1 VLLM_CPU_KVCACHE_SPACE=1
+# One process an engine, no fetching of files that are there: services/serving/engine_plugin.py and local_engine.py say why.
+ENV PATH=/opt/engine/bin:$PATH TORCHDYNAMO_DISABLE=1 VLLM_CPU_KVCACHE_SPACE=1 UNDERSTUDY_ENGINE_IN_PROCESS=1 \
+    RAYLLM_VLLM_ENGINE_CLS=services.serving.local_engine:LocalEngine
 USER 10001
 
 FROM ${CUDA_ENGINE_IMAGE} AS engine-cuda
