@@ -254,8 +254,8 @@ def _degraded(rollout: RolloutStatus | None, conditions: Sequence[Condition], se
     return Condition(type="Degraded", status=False, reason="AsExpected", message="nothing is amiss")
 
 
-_HARMLESS: Final = ("Serving", "Challenger")
-"""Judged above, or gone with the next look."""
+_HARMLESS: Final = ("Serving", "Challenger", "EngineFields")
+"""Judged above, gone with the next look, or no harm to anybody served."""
 
 
 def _stamped(

@@ -13,6 +13,7 @@ from services.store.database import Database
 from services.store.judging import MATERIAL_SECONDS
 from services.store.schema import (
     assignment_faults,
+    audit,
     commands,
     exposures,
     feedback,
@@ -46,33 +47,36 @@ class Housekeeping:
             deleted += self._delete(table, table.c.unit == unit)
         return deleted
 
-    def prune(self, older_than: float) -> int:
-        """Delete what is older than the time `older_than` (not an age); returns how many rows there were.
+    def prune(self, service: str, older_than: float, audit_older_than: float) -> int:
+        """Delete a service's rows from before the time `older_than` (not an age), and its audit entries from before `audit_older_than`.
 
-        Kept whatever their age: rows of rollouts that have not finished, each service's newest route, rollouts and the audit trail.
-        Judge material goes after an hour in any case.
+        Kept whatever their age: rows of rollouts that have not finished, the newest route, rollouts. With any service go the judge's
+        material after an hour, and what is left of gateways that have not been heard of since `older_than`.
+
+        Returns:
+            How many rows there were.
         """
         with self._database.read() as connection:
             now = self._database.now(connection)
-            services = connection.scalars(select(routes.c.service)).all()
         deleted = self._delete(judge_material, judge_material.c.at <= now - MATERIAL_SECONDS)
-        for service in services:  # by service, because the indexes begin with it
-            old = and_(feedback.c.service == service, feedback.c.stored_at < older_than, _of_no_running_rollout())
-            deleted += self._delete(feedback, old)
-            mine = and_(observations.c.service == service, observations.c.started_at < older_than)
-            deleted += self._delete(observations, and_(mine, _finished(observations)))
-            newest = select(routes.c.version).where(routes.c.service == service).scalar_subquery()
-            past = and_(route_history.c.service == service, route_history.c.version < newest)
-            deleted += self._delete(route_history, and_(past, route_history.c.published_at < older_than))
-            answered = and_(commands.c.service == service, commands.c.handled_at < older_than)
-            deleted += self._delete(commands, answered)
+        old = and_(feedback.c.service == service, feedback.c.stored_at < older_than, _of_no_running_rollout())
+        deleted += self._delete(feedback, old)
+        mine = and_(observations.c.service == service, observations.c.started_at < older_than)
+        deleted += self._delete(observations, and_(mine, _finished(observations)))
+        newest = select(routes.c.version).where(routes.c.service == service).scalar_subquery()
+        past = and_(route_history.c.service == service, route_history.c.version < newest)
+        deleted += self._delete(route_history, and_(past, route_history.c.published_at < older_than))
+        answered = and_(commands.c.service == service, commands.c.handled_at < older_than)
+        deleted += self._delete(commands, answered)
+        deleted += self._delete(audit, and_(audit.c.service == service, audit.c.at < audit_older_than))
+        own = select(rollouts.c.id).where(rollouts.c.service == service)
         for table, time in (
             (exposures, exposures.c.closes_at),
             (assignment_faults, assignment_faults.c.at),
             (judgements, judgements.c.at),
             (readings, readings.c.at),
         ):
-            deleted += self._delete(table, and_(time < older_than, _finished(table)))
+            deleted += self._delete(table, and_(table.c.rollout.in_(own), time < older_than, _finished(table)))
         deleted += self._delete(leases, leases.c.lease_until < older_than)
         return deleted + self._delete(streams, streams.c.stored_at < older_than)
 

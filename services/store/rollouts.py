@@ -106,6 +106,29 @@ class Rollouts:
         with self._database.read() as connection:
             return [AuditEntry(**row._mapping) for row in reversed(connection.execute(query).all())]
 
+    def audit_after(self, service: str, id: int, actions: Sequence[str], limit: int) -> list[AuditEntry]:
+        """The oldest `limit` entries of these actions that are newer than entry `id`, oldest first."""
+        query = (
+            select(*_AUDIT_COLUMNS)
+            .where(audit.c.service == service, audit.c.id > id, audit.c.action.in_(actions))
+            .order_by(audit.c.id)
+            .limit(limit)
+        )
+        with self._database.read() as connection:
+            return [AuditEntry(**row._mapping) for row in connection.execute(query)]
+
+    def last_audit(self, service: str, actor: str) -> AuditEntry | None:
+        """The newest entry of an actor."""
+        query = (
+            select(*_AUDIT_COLUMNS)
+            .where(audit.c.service == service, audit.c.actor == actor)
+            .order_by(audit.c.id.desc())
+            .limit(1)
+        )
+        with self._database.read() as connection:
+            row = connection.execute(query).one_or_none()
+        return None if row is None else AuditEntry(**row._mapping)
+
     def add_command(self, command: Command) -> None:
         """Store a command for the controller; one with the same id is ignored."""
         with self._database.write() as connection:

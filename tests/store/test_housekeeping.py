@@ -68,7 +68,7 @@ def test_old_rows_go_but_not_those_of_a_running_rollout(store: Store, now: float
     store.add_command(Command("open", "assistant", None, "pause", "me", "", old))
     store.renew_lease(GatewayLease("g1", "b0", None, {}, old, old, 0, 0, 0))
     # The request outside, u1's exposure, fault and request, a reading, the lease, the material; u1's thumb was stored just now.
-    assert store.prune(now - 500) == 7
+    assert store.prune("assistant", now - 500, old) == 7
     assert [u.exposure.unit for u in store.closed_units("done", (0.0, ""), FOREVER)] == ["u3"]
     [kept] = store.closed_units("running", (0.0, ""), FOREVER)
     assert (len(kept.observations), len(kept.feedback)) == (1, 1)
@@ -77,12 +77,24 @@ def test_old_rows_go_but_not_those_of_a_running_rollout(store: Store, now: float
     assert len(store.audit()) == 1
     assert store.route("assistant") is not None
     assert [one.id for one in store.commands("assistant")] == ["open"]
-    assert store.prune(now - 500) == 0
+    assert store.prune("assistant", now - 500, old) == 0
+    assert store.prune("assistant", now - 500, now) == 1
+    assert store.audit() == []
 
 
 def test_the_newest_route_is_never_old(store: Store) -> None:
     for weight in (0, 100):
         store.publish_route(Route(service="assistant", version=0, stable=STABLE, weight=weight))
-    assert store.prune(store.now() + 1000) == 1
+    assert store.prune("assistant", store.now() + 1000, 0.0) == 1
     assert [route.version for _, route in store.route_history("assistant")] == [2]
     assert store.publish_route(Route(service="assistant", version=0, stable=STABLE, weight=7)).version == 3
+
+
+def test_one_service_is_pruned_by_its_own_age(store: Store, now: float) -> None:
+    for service in ("assistant", "other"):
+        row = RolloutRow(f"r-{service}", service, "m", "2", "v2", "finished", None, None, now - 900, now - 800, {}, {})
+        store.commit_look(row, evidence=None, readings=[{"metric": "ttft"}], at=now - 900)
+        store.append_audit([AuditEntry(now - 900, service, None, "me", "did", "Why", "", {})])
+    assert store.prune("assistant", now - 500, now - 500) == 2
+    assert (store.readings("r-assistant"), len(store.readings("r-other"))) == ([], 1)
+    assert [entry.service for entry in store.audit()] == ["other"]

@@ -1,0 +1,38 @@
+"""Deletes a service's old rows from the store, as its resource says. Run by the controller beside the looks, one task a service."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from services.rollout.resources import LLMService
+from services.store import Store, StoreError
+
+log = logging.getLogger(__name__)
+
+PERIOD: Final = 900.0
+"""Seconds between two sweeps. The judge's material, which may stay an hour, goes with a sweep."""
+
+
+async def sweep(service: LLMService, store: Store, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
+    """Until cancelled. Services begin at different times of the period, so that a thousand of them do not come at once."""
+    first = int(hashlib.sha256(service.name.encode()).hexdigest()[:8], 16) / 16**8
+    await sleep(first * PERIOD)
+    while True:
+        try:
+            deleted = await asyncio.to_thread(prune, service, store)
+        except StoreError as error:
+            log.warning("retention of %s: %s", service.name, error)
+        else:
+            if deleted:
+                log.info("%s: %d old rows are deleted", service.name, deleted)
+        await sleep(PERIOD)
+
+
+def prune(service: LLMService, store: Store) -> int:
+    """One sweep; the number of deleted rows. Raises StoreError."""
+    retention, now = service.spec.retention, store.now()
+    return store.prune(service.name, now - retention.observations, now - retention.audit)
