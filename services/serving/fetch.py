@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,7 +35,6 @@ STATUS: Final[dict[type[ArtifactError], int]] = {
 PERMANENT: Final = frozenset({2, 3, 4, 5})
 """Statuses after which trying again is of no use."""
 
-_CREDENTIALS: Final = re.compile(r"(?<=://)[^/\s@]+@")
 _LONGEST_LINE: Final = 1000
 
 log = logging.getLogger(__name__)
@@ -53,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         folder = fetch(options.source, options.digest, options.cache)
     except ArtifactError as error:
-        log.error("%s", _one_line(str(error)))
+        log.error("%s", str(error)[:_LONGEST_LINE])
         return STATUS[type(error)]
     log.info("%s is there", folder)
     if options.keep is not None:
@@ -61,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for digest in prune(options.cache, options.keep):
                 log.info("removed %s, which nobody used", digest)
         except ArtifactError as error:  # the engine can start all the same
-            log.warning("the cache could not be pruned: %s", _one_line(str(error)))
+            log.warning("the cache could not be pruned: %s", str(error)[:_LONGEST_LINE])
     return 0
 
 
@@ -69,11 +67,6 @@ def _count(text: str) -> int:
     if not text.isdigit() or text == "0":
         raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
     return int(text)
-
-
-def _one_line(message: str) -> str:
-    """Messages of other libraries may span lines and quote addresses with what opens them."""
-    return _CREDENTIALS.sub("***@", " ".join(message.split()))[:_LONGEST_LINE]
 
 
 if __name__ == "__main__":

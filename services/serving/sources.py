@@ -9,6 +9,7 @@ Each client is imported here alone, and only for its own sources. It must not ch
 from __future__ import annotations
 
 import importlib
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,8 @@ _NOTHING_THERE_CODES: Final = ("404", "NoSuchKey", "NoSuchBucket", "NotFound")  
 _PACKAGES: Final = {"s3": "boto3", "gs": "google-cloud-storage"}
 _MLFLOW: Final = ("mlflow-artifacts", "runs", "models", "http", "https", *_PACKAGES)
 
+_CREDENTIALS: Final = re.compile(r"(?<=://)[^/\s@]+@")
+
 
 def download(source: str, scratch: Path, registry_uri: str | None) -> Path:
     """The folder with the source's files, below `scratch`.
@@ -33,7 +36,7 @@ def download(source: str, scratch: Path, registry_uri: str | None) -> Path:
     Raises ArtifactMissing, ArtifactUnavailable, ArtifactUnsupported; OSError and shutil.Error for faults of the disk.
     """
     parts = urlsplit(source)
-    if "@" in parts.netloc and parts.scheme != "hf":
+    if parts.scheme in _MLFLOW and ("@" in parts.netloc or (parts.query and parts.scheme in ("http", "https"))):
         raise ArtifactUnsupported(f"a {parts.scheme}: source carries credentials: give them in the environment instead")
     if parts.scheme in ("", "file"):
         return _copied(Path(unquote(parts.path)) if parts.scheme else Path(source), scratch)
@@ -107,14 +110,19 @@ def _translated(source: str, call: Callable[[], Path], package: str | None) -> P
         if isinstance(error.__cause__, ImportError):
             raise _needs(source, package or str(error.__cause__.name)) from error
         kind = ArtifactMissing if error.error_code in _NOTHING_THERE else ArtifactUnavailable
-        raise kind(f"{source} could not be downloaded: {error}") from error
+        raise kind(f"{source} could not be downloaded: {_plain(error)}") from error
     except Exception as error:  # boto3's, Google's and the hub's, none of which can be named here
         raise _fault(source, error) from error
 
 
 def _fault(source: str, error: Exception) -> ArtifactMissing | ArtifactUnavailable:
     kind = ArtifactMissing if _code(error) in _NOTHING_THERE_CODES else ArtifactUnavailable
-    return kind(f"{source} could not be downloaded: {type(error).__name__}: {error}")
+    return kind(f"{source} could not be downloaded: {type(error).__name__}: {_plain(error)}")
+
+
+def _plain(error: Exception) -> str:
+    """Clients quote addresses with what opens them, and answers with all their lines."""
+    return _CREDENTIALS.sub("***@", " ".join(str(error).split()))
 
 
 def _code(error: Any) -> str:
