@@ -67,6 +67,11 @@ def read(path: Path, kinds: Mapping[str, type[Document]]) -> list[Document]:
     return documents
 
 
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """The mistakes of a document that came from elsewhere than a file, one line each: `field: message`."""
+    return "\n".join(_field(model, dict(mistake)) for mistake in error.errors(include_url=False))
+
+
 def _kind(node: yaml.Node) -> str:
     """The document's kind; empty where it names none."""
     entries = node.value if isinstance(node, yaml.MappingNode) else []
@@ -91,6 +96,10 @@ def _explain_all(path: Path, root: yaml.Node, model: type[BaseModel], mistakes: 
 
 
 def _explain(path: Path, root: yaml.Node, model: type[BaseModel], mistake: dict[str, Any]) -> str:
+    return f"{path}:{_line(root, tuple(mistake['loc']))}: {_field(model, mistake)}"
+
+
+def _field(model: type[BaseModel], mistake: dict[str, Any]) -> str:
     location = tuple(mistake["loc"])
     message = str(mistake["msg"]).removeprefix("Value error, ")
     if mistake["type"] == "extra_forbidden":
@@ -100,7 +109,7 @@ def _explain(path: Path, root: yaml.Node, model: type[BaseModel], mistake: dict[
     elif mistake["type"] not in ("value_error", "assertion_error"):
         message = f"{message}, not {mistake['input']!r}"
     field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
-    return f"{path}:{_line(root, location)}: {field or 'document'}: {message}"
+    return f"{field or 'document'}: {message}"
 
 
 def _line(root: yaml.Node, location: tuple[int | str, ...]) -> int:

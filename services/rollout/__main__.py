@@ -1,4 +1,6 @@
-"""`python -m services.rollout --config services.yaml`: the rollout controller in file mode. Settings come from the environment."""
+"""`python -m services.rollout`: the rollout controller, over a file's services (`--config services.yaml`) or a cluster's (`--kubernetes`).
+Settings come from the environment.
+"""
 
 from __future__ import annotations
 
@@ -9,134 +11,133 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from typing import Final
 
 import aiohttp
 from aiohttp import web
 from pydantic import ValidationError
 
 from services.common.clock import SystemClock
-from services.rollout.artifacts import CachedArtifacts
-from services.rollout.controller import RETRY_SECONDS, Controller
+from services.rollout.controller import Controller, FileSource, Source
 from services.rollout.errors import InvalidResource
-from services.rollout.execute import Executor
-from services.rollout.judge import ChatEndpoint, ExactMatchJudge, Judge, PairwiseJudge, RubricJudge
-from services.rollout.judging import Judging
+from services.rollout.health import Health, Question
 from services.rollout.lock import controller_lock
 from services.rollout.metrics import Metrics, health_app
-from services.rollout.observe import Observer
-from services.rollout.platforms.serve import ServePlatform
-from services.rollout.reconcile import Reconciler
-from services.rollout.registry import MlflowRegistry
-from services.rollout.resources import LLMService
+from services.rollout.operator.admission import admission_app, renew, tls
+from services.rollout.operator.api import KubernetesApi
+from services.rollout.operator.cluster import ClusterSource
+from services.rollout.operator.resource import Surroundings
+from services.rollout.parts import Parts
+from services.rollout.platforms.kubernetes_objects import NoCluster
 from services.rollout.settings import ControllerSettings
-from services.store import Store, open_store
+from services.store import open_store
 
 log = logging.getLogger("services.rollout")
 
-
-class Parts:
-    """What the services' loops are made of; built once."""
-
-    def __init__(
-        self,
-        settings: ControllerSettings,
-        config: Path,
-        store: Store,
-        session: aiohttp.ClientSession,
-        environ: Mapping[str, str],
-    ) -> None:
-        self.settings, self.config, self.store, self.session, self.environ = settings, config, store, session, environ
-        token = settings.ray_token.get_secret_value() if settings.ray_token else None
-        self.registry = MlflowRegistry(settings.registry_uri, timeout=settings.registry_timeout)
-        self.platform = ServePlatform(session, settings.ray_dashboard_url, settings.ray_proxy_url, token=token)
-        self.artifacts = CachedArtifacts(settings.registry_uri, settings.artifact_cache)
-
-    def reconciler(self, service: LLMService) -> Reconciler:
-        """The loop of one service."""
-        observer = Observer(self.store, self.registry, self.platform, self.settings.owner)
-        executor = Executor(self.store, self.registry, self.platform, self.artifacts, SystemClock())
-        return Reconciler(service, self.store, observer, executor)
-
-    def judging(self, service: LLMService) -> asyncio.Task[None] | None:
-        """The judge's task; None where nothing may be judged."""
-        if not service.judged:
-            return None
-        if self.settings.content_key is None:
-            log.warning(
-                "%s names a judge, but UNDERSTUDY_CONTROLLER_CONTENT_KEY is not set: nothing is judged", service.name
-            )
-            return None
-        return asyncio.create_task(
-            self._judge(service, self.settings.content_key.get_secret_value().encode()), name=f"judge {service.name}"
-        )
-
-    async def _judge(self, service: LLMService, key: bytes) -> None:
-        while True:
-            try:
-                judge = self._make_judge(service)
-            except InvalidResource as error:
-                log.warning("judge of %s: %s; trying again", service.name, error)
-                await asyncio.sleep(RETRY_SECONDS)
-            else:
-                await Judging(service.name, self.store, judge, key, pause=min(1.0, service.spec.rollout.look)).run()
-
-    def _make_judge(self, service: LLMService) -> Judge:
-        spec = service.spec.rollout.judge
-        assert spec is not None  # noqa: S101  service.judged
-        if spec.kind == "exactMatch":
-            return ExactMatchJudge.from_file(self.config.parent / str(spec.references))
-        key = self.environ.get(spec.api_key_env) if spec.api_key_env else None
-        if spec.api_key_env and key is None:
-            raise InvalidResource(f"environment variable {spec.api_key_env} (judge.apiKeyEnv) is not set")
-        endpoint = ChatEndpoint(self.session, str(spec.endpoint), str(spec.model), key, spec.timeout)
-        return RubricJudge(endpoint) if spec.kind == "rubric" else PairwiseJudge(endpoint)
-
-    async def close(self) -> None:
-        """Ends clients and threads."""
-        await self.platform.close()
-        await self.registry.close()
-        self.store.close()
+LAPTOP_RAY: Final = "http://127.0.0.1:8265"
+"""Ray's dashboard where the settings name none, for a file's services."""
+END_SECONDS: Final = 9.0
+"""After a signal: a thread that still downloads or waits for a server cannot be ended, and must not keep the process."""
 
 
-async def serve(settings: ControllerSettings, config: Path, environ: Mapping[str, str]) -> None:
-    """Runs until SIGTERM or SIGINT. Raises InvalidResource (file wrong at the start) and OSError (port in use)."""
+async def serve(
+    settings: ControllerSettings, config: Path | None, kubernetes: KubernetesApi | None, environ: Mapping[str, str]
+) -> None:
+    """Runs until SIGTERM or SIGINT; over the cluster's services where no file is given.
+
+    Raises:
+        InvalidResource: the file is wrong at the start.
+        OSError: a port is in use, a certificate cannot be read.
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    metrics = Metrics()
+    metrics, clock = Metrics(), SystemClock()
     async with aiohttp.ClientSession() as session, contextlib.AsyncExitStack() as stack:
-        parts = Parts(settings, config, open_store(settings.store_url), session, environ)
+        store = open_store(settings.store_url)
+        folder = config.parent if config is not None else Path("/")
+        dashboard = settings.ray_dashboard_url or (LAPTOP_RAY if config is not None else None)
+        parts = Parts(settings, store, session, environ, folder, kubernetes, dashboard)
         stack.push_async_callback(parts.close)
-        runner = web.AppRunner(health_app(metrics))
-        await runner.setup()
-        stack.push_async_callback(runner.cleanup)
-        await web.TCPSite(runner, settings.host, settings.port).start()
+        needs: dict[str, Question] = {"store": partial(asyncio.to_thread, store.ping)}
+        if kubernetes is not None:
+            stack.push_async_callback(kubernetes.close)
+            if config is None:
+                needs["API server"] = kubernetes.ping
+        health = Health(clock, needs)
+        await _listen(stack, health_app(metrics, health), settings.host, settings.port)
         lock = controller_lock(settings.store_url)
-        controller = Controller(config, lock, parts.reconciler, parts.judging, metrics, SystemClock())
-        running = asyncio.create_task(controller.run(), name="controller")
+        loops = parts.loops(lock, metrics, health)
+        source: Source
+        if config is not None:
+            source = FileSource(config, lambda service: loops(service, None))
+        else:
+            assert kubernetes is not None  # noqa: S101  see main
+            stamped = await _listen_for_admission(stack, settings)
+            around = Surroundings(kubernetes, store, loops, clock, stamped, settings.gateway_url)
+            namespace = None if settings.all_namespaces else settings.namespace or kubernetes.namespace
+            log.info("acting on LLMServices in %s", f"namespace {namespace}" if namespace else "all namespaces")
+            source = ClusterSource(around, namespace)
+        running = asyncio.create_task(Controller(source, lock).run(), name="controller")
         stopping = asyncio.create_task(stop.wait(), name="stop")
-        done, _ = await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
+        if stop.is_set():
+            _end_in_time()
         running.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await running
-        if running in done:
-            log.error("the controller ended by itself")
+
+
+async def _listen(
+    stack: contextlib.AsyncExitStack, app: web.Application, host: str, port: int, **options: object
+) -> None:
+    runner = web.AppRunner(app, shutdown_timeout=1.0)
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    await web.TCPSite(runner, host, port, **options).start()  # type: ignore[arg-type]
+
+
+async def _listen_for_admission(stack: contextlib.AsyncExitStack, settings: ControllerSettings) -> bool:
+    """Whether there is a webhook."""
+    folder = settings.webhook_certificates
+    if folder is None:
+        return False
+    context = tls(folder)
+    await _listen(stack, admission_app(), settings.host, settings.webhook_port, ssl_context=context)
+    renewal = asyncio.create_task(renew(context, folder), name="certificates")
+    stack.callback(renewal.cancel)
+    return True
+
+
+def _end_in_time() -> None:
+    def end() -> None:
+        log.warning("threads are still busy after %g s; the next controller does again what they did", END_SECONDS)
+        os._exit(0)
+
+    timer = threading.Timer(END_SECONDS, end)
+    timer.daemon = True
+    timer.start()
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 after a signal, 1 where something fails, 2 for wrong settings or a wrong file."""
-    parser = argparse.ArgumentParser(
-        prog="python -m services.rollout", description="The rollout controller, in file mode."
-    )
-    parser.add_argument("--config", type=Path, required=True, help="YAML file with LLMService resources")
+    parser = argparse.ArgumentParser(prog="python -m services.rollout", description="The rollout controller.")
+    mode = parser.add_mutually_exclusive_group(required=True)
+    mode.add_argument("--config", type=Path, help="YAML file with LLMService resources")
+    mode.add_argument("--kubernetes", action="store_true", help="the LLMService resources of a cluster")
+    parser.add_argument("--namespace", help="with --kubernetes: act on this namespace only (default: the pod's own)")
+    parser.add_argument("--all-namespaces", action="store_true", help="with --kubernetes: act on all namespaces")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    given = {"namespace": options.namespace, "all_namespaces": options.all_namespaces or None}
     try:
-        settings = ControllerSettings()  # type: ignore[call-arg]  # from the environment
+        settings = ControllerSettings(**{key: value for key, value in given.items() if value is not None})
     except ValidationError as error:
         for mistake in error.errors(include_url=False):
             field = "_".join(str(part) for part in mistake["loc"]).upper()
@@ -146,12 +147,18 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", f"{max(1, round(settings.registry_timeout))}")
     try:
-        asyncio.run(serve(settings, options.config, os.environ))
+        # A file's services may have engines on a cluster's KubeRay; without images for them no cluster is looked for.
+        wanted = options.kubernetes or (settings.engine_image is not None and settings.fetch_image is not None)
+        kubernetes = KubernetesApi.connect() if wanted else None
+        asyncio.run(serve(settings, options.config, kubernetes, os.environ))
+    except NoCluster as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
     except InvalidResource as error:
         sys.stderr.write(f"{error}\n")
         return 2
     except OSError as error:
-        sys.stderr.write(f"cannot listen on {settings.host}:{settings.port}: {error}\n")
+        sys.stderr.write(f"cannot serve on {settings.host}: {error}\n")
         return 1
     return 0
 

@@ -55,7 +55,7 @@ def decide(service: LLMService, observed: Observed, evidence: EvidenceView, now:
     if d.active:
         _STAGES[d.rollout.stage](d)
     if d.has_rollout:
-        _settle(d)
+        settle(d)
     _begin(d)
     serve(d)
     return Decision(tuple(d.actions), d.done())
@@ -113,7 +113,7 @@ def _interrupt(d: Deliberation) -> None:
             d.finish("abort", reasons.CHALLENGER_MOVED, f"a person moved challenger to v{challenger}")
 
 
-def _settle(d: Deliberation) -> None:
+def settle(d: Deliberation) -> None:
     """Tells the registry what it has not been told yet; forgets what is seen to be done."""
     rollout, aliases, debt = d.rollout, d.observed.aliases, d.rollout.debt
     if not debt.open or aliases is None or not aliases.fresh:

@@ -24,6 +24,7 @@ from services.rollout.actions import (
     SetChampion,
     TagVersion,
 )
+from services.rollout.artifacts import ReferencedArtifacts
 from services.rollout.errors import ArtifactError, RegistryError
 from services.rollout.observed import Refusal, VersionInfo
 from services.rollout.platforms.base import Platform, PlatformError, PlatformRejected, RevisionSpec
@@ -35,6 +36,7 @@ from services.store import Store
 
 log = logging.getLogger(__name__)
 
+_REFERENCED: Final = ReferencedArtifacts()  # where pods fetch for themselves, onto their own nodes
 REFUSAL_SECONDS: Final = 60.0
 """After this a refused engine may be tried again: a person may have repaired what was wrong."""
 
@@ -143,7 +145,8 @@ class Executor:
             info = await self._registry.version(service.spec.model.registered_model, action.version)
             if info is None:
                 raise ArtifactError(reasons.ARTIFACT_MISSING, f"the registry has no version {action.version}")
-            artifact = await self._artifacts.fetch(info)
+            artifacts = self._artifacts if engine.platform == "serve" else _REFERENCED
+            artifact = await artifacts.fetch(info)
             await self._platform.apply(_revision(service.name, engine, action, artifact))
         except ArtifactError as error:
             self._refuse(action.name, error.reason, str(error))
@@ -186,5 +189,6 @@ def _revision(service: str, engine: Engine, action: ApplyRevision, artifact: str
         replicas=action.replicas,
         max_ongoing_requests=engine.max_ongoing_requests,
         autoscaling=pace,
+        platform=engine.platform,
         pod={key: value for key, value in pod.items() if value not in ([], {})},
     )

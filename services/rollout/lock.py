@@ -68,7 +68,11 @@ class SessionLock:
     """`pg_try_advisory_lock` on a connection of its own."""
 
     def __init__(self, url: Any) -> None:
-        self._engine: Engine = create_engine(url, pool_size=1, max_overflow=0, isolation_level="AUTOCOMMIT")
+        # Every wait is bounded: a database that hangs must not keep a controller from noticing that it has lost the lock.
+        waits = {"connect_timeout": 5, "tcp_user_timeout": 10_000, "options": "-c statement_timeout=5000"}
+        self._engine: Engine = create_engine(
+            url, pool_size=1, max_overflow=0, isolation_level="AUTOCOMMIT", connect_args=waits
+        )
         self._connection: Connection | None = None
         self._turn = threading.Lock()
 

@@ -151,6 +151,13 @@ class Observer:
         self._claimed = key
         return None
 
+    async def release(self, service: LLMService) -> None:
+        """Gives the service's aliases up. Raises RegistryError."""
+        names = service.spec.model
+        self._claimed = None
+        for alias in (names.champion, names.challenger):
+            await self._registry.release(names.registered_model, alias, f"{self._owner}/{service.name}")
+
     async def _engines(self, service: str) -> dict[str, RevisionState] | None:
         try:
             async with asyncio.timeout(PLATFORM_TIMEOUT):

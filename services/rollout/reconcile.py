@@ -8,22 +8,39 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from services.common.routing import Route
 from services.evidence import RateDetector
+from services.rollout import removal
 from services.rollout.actions import Emit, PublishRoute
 from services.rollout.decide import Decision, decide
+from services.rollout.errors import RegistryError
 from services.rollout.evidence_fold import Evidence
 from services.rollout.execute import Executor
 from services.rollout.observe import Observer, Sight
 from services.rollout.observed import EvidenceView
 from services.rollout.plans import plans
+from services.rollout.removal import Retirement
 from services.rollout.resources import GuardedStage, LLMService
 from services.rollout.status import Condition, RolloutStatus
 from services.store import AuditEntry, RolloutRow, Store, StoreError
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What the last look saw and did, beyond its decision."""
+
+    now: float
+    """The store's time."""
+    route: Route | None
+    """The service's row of the routing table after the look."""
+    readings: Sequence[Mapping[str, Any]]
+    """The readings of the present stage, each with `stage`."""
 
 
 class Reconciler:
@@ -33,6 +50,8 @@ class Reconciler:
         self.service = service
         self._store, self._observer, self._executor = store, observer, executor
         self.conditions: tuple[Condition, ...] = ()
+        self.last: Look | None = None
+        self._retiring_since: float | None = None
         self._evidence: Evidence | None = None
         self._evidence_of: tuple[str, str] | None = None
         self._looked: tuple[float, float] | None = None
@@ -59,8 +78,41 @@ class Reconciler:
         if rollout is not None and rollout.id == sight.observed.identity.id:
             self._executor.forgive()
         self.conditions = decision.status.conditions
+        self.last = _seen(sight, decision, evidence, view)
         await self._executor.run(self.service, rules, decision.actions)
         return decision
+
+    async def retire(self) -> Retirement:
+        """One look at a service that is to be no more; asked again until it waits for nothing.
+
+        Raises:
+            StoreError: nothing was decided.
+        """
+        await (
+            self._executor.close()
+        )  # an engine that is still being started must not come up behind the one that removes it
+        sight = await self._observer.look(self.service, self.conditions, {})
+        self._retiring_since = self._retiring_since or sight.now
+        elapsed = sight.now - self._retiring_since
+        forgotten = sight.observed.route is None and await asyncio.to_thread(self._forgotten)
+        decision = removal.end(self.service, sight.observed, forgotten, elapsed, sight.now)
+        await asyncio.to_thread(self._commit, sight, decision, None, EvidenceView())
+        await asyncio.to_thread(self._store.remove_route, self.service.name)
+        await self._executor.run(self.service, sight.observed.rules or self.service, decision.actions)
+        waiting = removal.waiting(sight.observed, decision.status.rollout, forgotten, elapsed)
+        if waiting is None:
+            try:
+                await self._observer.release(self.service)
+            except RegistryError as error:
+                log.warning("%s: aliases cannot be given up: %s", self.service.name, error)
+                waiting = removal.owed(elapsed)
+        return Retirement(decision, waiting)
+
+    def _forgotten(self) -> bool:
+        """Whether every gateway alive knows that the service is no more; none alive: nobody has to."""
+        name = self.service.name
+        version = self._store.remove_route(name)
+        return version is None or all(lease.routes.get(name, 0) >= version for lease in self._store.leases())
 
     async def close(self) -> None:
         """Ends what runs beside the looks."""
@@ -191,6 +243,12 @@ class Reconciler:
             message=event.message,
             evidence=event.evidence,
         )
+
+
+def _seen(sight: Sight, decision: Decision, evidence: Evidence | None, view: EvidenceView) -> Look:
+    published = next((action.route for action in decision.actions if isinstance(action, PublishRoute)), None)
+    readings = [{**reading.to_json(), "stage": evidence.stage} for reading in view.readings] if evidence else []
+    return Look(sight.now, published or sight.observed.route, readings)
 
 
 def _row(rollout: RolloutStatus, spec: Mapping[str, Any]) -> RolloutRow:

@@ -51,6 +51,10 @@ class Registry(Protocol):
         """Who owns the alias; `owner` from now on if nobody did."""
         ...
 
+    async def release(self, model: str, alias: str, owner: str) -> None:
+        """Gives the alias up where `owner` owns it; no error where it does not, or where there is no such model."""
+        ...
+
     async def close(self) -> None:
         """Ends worker threads."""
         ...
@@ -102,6 +106,14 @@ class MlflowRegistry:
             return str(found)
 
         return await self._ask(ask)
+
+    async def release(self, model: str, alias: str, owner: str) -> None:
+        def ask(client: Any) -> None:
+            key = OWNER_TAG + alias
+            if client.get_registered_model(model).tags.get(key) == owner:
+                client.delete_registered_model_tag(model, key)
+
+        await self._ask(ask, absent=None)
 
     async def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)

@@ -58,6 +58,11 @@ class FakeRegistry:
         self.owner = self.owner or owner
         return self.owner
 
+    async def release(self, model: str, alias: str, owner: str) -> None:
+        self._answer()
+        if self.owner == owner:
+            self.owner = None
+
     async def close(self) -> None:
         pass
 

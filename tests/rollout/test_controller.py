@@ -11,11 +11,13 @@ from typing import Any, cast
 import pytest
 
 from services.common.clock import SystemClock
-from services.rollout import controller as module
-from services.rollout.controller import Controller
+from services.rollout import loop as module
+from services.rollout.controller import Controller, FileSource
 from services.rollout.decide import Decision
 from services.rollout.errors import InvalidResource, LockHeld
+from services.rollout.health import Health
 from services.rollout.lock import FileLock, SessionLock
+from services.rollout.loop import ServiceLoop
 from services.rollout.metrics import Metrics
 from services.rollout.reconcile import Reconciler
 from services.rollout.resources import LLMService
@@ -37,6 +39,7 @@ class Looker:
 
     def __init__(self, service: LLMService, failures: list[Exception]) -> None:
         self.service, self.failures = service, failures
+        self.last = None
         self.looked = asyncio.Event()
         self.alphas: set[float] = set()
 
@@ -59,15 +62,18 @@ async def running(config: Path, lock: Any, failures: list[Exception] | None = No
         made[service.name] = Looker(service, failures or [])
         return cast(Reconciler, made[service.name])
 
-    controller = Controller(config, lock, make, lambda _: None, Metrics(), SystemClock())
-    task = asyncio.create_task(controller.run())
+    clock = SystemClock()
+    metrics, health = Metrics(), Health(clock, {})
+
+    def loop(service: LLMService) -> ServiceLoop:
+        return ServiceLoop(service, lock, make, lambda _: (), metrics, health, clock)
+
+    task = asyncio.create_task(Controller(FileSource(config, loop), lock).run())
     try:
         yield made
-        if task.done():
-            task.result()
     finally:
         task.cancel()
-        with suppress(asyncio.CancelledError, InvalidResource):
+        with suppress(asyncio.CancelledError):
             await task
 
 

@@ -37,13 +37,15 @@ class RevisionSpec:
 
     name: str  # for example assistant-v4-7c1f; also the served model's name
     service: str
-    artifact: str  # local folder or URI that the engine can read
+    artifact: str  # local folder or URI that the engine can read; for pods that fetch for themselves a reference
     engine: Mapping[str, Any]
     resources: Mapping[str, float]
     replicas: tuple[int, int]
     max_ongoing_requests: int
     autoscaling: Mapping[str, float] = field(default_factory=dict)
     """Further settings of Serve's autoscaler, under its own names: target_ongoing_requests, upscale_delay_s, downscale_delay_s."""
+    platform: str = "serve"
+    """The resource's `engine.platform`."""
     pod: Mapping[str, Any] = field(default_factory=dict)
     """What the resource's `engine` says of pods, in its own words (camelCase): `resources`, `tensorParallelSize`,
     `pipelineParallelSize`, and where they are set those of `resources_engine.POD`. For platforms that make pods."""

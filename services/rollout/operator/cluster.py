@@ -1,0 +1,93 @@
+"""The source of services in a cluster: every `LLMService` that is watched, one task a resource. Given to `controller`, which lets it act
+only while the store's lock is held.
+
+Names are unique over all watched namespaces: the oldest resource of a name has it, the others wait until it is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from services.rollout.operator.api import LLM_SERVICE
+from services.rollout.operator.resource import ServiceResource, Surroundings
+from services.rollout.operator.watch import Watch
+from services.rollout.platforms.kubernetes_objects import KubernetesError
+
+log = logging.getLogger(__name__)
+
+
+class ClusterSource:
+    """All resources of one namespace (None: of all)."""
+
+    def __init__(self, around: Surroundings, namespace: str | None) -> None:
+        self._around, self._namespace = around, namespace
+        self._resources: dict[str, ServiceResource] = {}
+        self._watch: Watch | None = None
+
+    async def refresh(self) -> None:
+        """Begins to watch, and begins anew where watching has ended."""
+        if self._watch is not None and self._watch.alive:
+            return
+        await self._unwatch()
+        try:
+            # All at once, before any of them acts: who has a name is known only then. And what vanished unseen is missing here.
+            found = await self._around.api.list(
+                LLM_SERVICE.group, LLM_SERVICE.version, self._namespace, LLM_SERVICE.plural
+            )
+        except KubernetesError as error:
+            log.warning("resources cannot be listed: %s", error)
+            return
+        for body in found:
+            # The items of a list do not say what they are.
+            self.see({**body, "apiVersion": LLM_SERVICE.api_version, "kind": LLM_SERVICE.kind})
+        present = {body["metadata"]["uid"] for body in found}
+        for uid in self._resources.keys() - present:
+            self.lose(self._resources[uid].body)
+        self._watch = Watch(self._around.api, self._namespace, self.see, self.lose)
+        self._watch.start()
+
+    def services(self) -> Collection[str]:
+        """See `Source`; resources go by their uid."""
+        return self._resources
+
+    async def keep(self, name: str) -> None:
+        """See `Source`."""
+        resource = self._resources[name]
+        await resource.keep(lambda: self._holder(resource))
+        del self._resources[name]
+        for other in self._resources.values():
+            if other.name == resource.name:
+                other.wake()
+
+    async def stand_by(self) -> None:
+        """See `Source`: another controller acts now, and whatever was known may be old when it is our turn again."""
+        await self._unwatch()
+        self._resources.clear()
+
+    def see(self, body: Mapping[str, Any]) -> None:
+        """The cluster has this resource."""
+        uid = body["metadata"]["uid"]
+        if uid in self._resources:
+            self._resources[uid].see(body)
+        else:
+            self._resources[uid] = ServiceResource(body, self._around)
+
+    def lose(self, body: Mapping[str, Any]) -> None:
+        """The cluster has this resource no more."""
+        resource = self._resources.get(body["metadata"]["uid"])
+        if resource is not None:
+            resource.gone = True
+            resource.wake()
+
+    def _holder(self, resource: ServiceResource) -> Mapping[str, Any]:
+        """Who has the resource's name: the oldest, by uid among those of the same second."""
+        bodies = [other.body for other in self._resources.values() if other.name == resource.name]
+        return min(bodies, key=lambda body: (body["metadata"]["creationTimestamp"], body["metadata"]["uid"]))
+
+    async def _unwatch(self) -> None:
+        if self._watch is not None:
+            await asyncio.to_thread(self._watch.stop)
+            self._watch = None

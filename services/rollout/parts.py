@@ -1,0 +1,146 @@
+"""What the services' loops are made of, built once from the settings. Called by `__main__`; the loops know only what they are given."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from services.common.clock import SystemClock
+from services.rollout.artifacts import CachedArtifacts
+from services.rollout.errors import InvalidResource
+from services.rollout.execute import Executor
+from services.rollout.health import Health
+from services.rollout.judge import ChatEndpoint, ExactMatchJudge, Judge, PairwiseJudge, RubricJudge
+from services.rollout.judging import Judging
+from services.rollout.lock import Lock
+from services.rollout.loop import RETRY_SECONDS, ServiceLoop
+from services.rollout.metrics import Metrics
+from services.rollout.notify import Notifier
+from services.rollout.observe import Observer
+from services.rollout.platforms.base import Platform
+from services.rollout.platforms.by_engine import PlatformByEngine
+from services.rollout.platforms.kuberay import KubeRayPlatform
+from services.rollout.platforms.kubernetes_objects import KubernetesObjects
+from services.rollout.platforms.serve import ServePlatform
+from services.rollout.reconcile import Reconciler
+from services.rollout.registry import MlflowRegistry
+from services.rollout.resources import LLMService
+from services.rollout.retention import sweep
+from services.rollout.settings import ControllerSettings
+from services.serving.rayservice import PodSettings
+from services.store import Store
+
+log = logging.getLogger(__name__)
+
+Owner = Mapping[str, Any]
+
+
+class Parts:
+    """One controller's. `folder`: where paths in resources begin. `kubernetes`: the cluster, where there is one. `dashboard`: Ray's, where
+    there is a platform `serve`.
+    """
+
+    def __init__(
+        self,
+        settings: ControllerSettings,
+        store: Store,
+        session: aiohttp.ClientSession,
+        environ: Mapping[str, str],
+        folder: Path,
+        kubernetes: KubernetesObjects | None,
+        dashboard: str | None,
+    ) -> None:
+        self._settings, self._store, self._session = settings, store, session
+        self._environ, self._folder, self._kubernetes = environ, folder, kubernetes
+        self._clock = SystemClock()
+        self._registry = MlflowRegistry(settings.registry_uri, timeout=settings.registry_timeout)
+        self._artifacts = CachedArtifacts(settings.registry_uri, settings.artifact_cache)
+        token = settings.ray_token.get_secret_value() if settings.ray_token else None
+        self._serve = ServePlatform(session, dashboard, settings.ray_proxy_url, token=token) if dashboard else None
+        self._pods = _pod_settings(settings)
+
+    def loops(self, lock: Lock, metrics: Metrics, health: Health) -> Callable[[LLMService, Owner | None], ServiceLoop]:
+        """Makes the loop of a service; `owner`: an owner reference to its resource, for what is made in a cluster."""
+
+        def make(service: LLMService, owner: Owner | None) -> ServiceLoop:
+            def reconciler(of: LLMService) -> Reconciler:
+                return self._reconciler(of, owner)
+
+            return ServiceLoop(service, lock, reconciler, self._beside, metrics, health, self._clock)
+
+        return make
+
+    async def close(self) -> None:
+        """Ends clients and threads."""
+        if self._serve is not None:
+            await self._serve.close()
+        await self._registry.close()
+        self._store.close()
+
+    def _reconciler(self, service: LLMService, owner: Owner | None) -> Reconciler:
+        platforms: dict[str, Platform] = {} if self._serve is None else {"serve": self._serve}
+        if self._kubernetes is not None and self._pods is not None:
+            platforms["kuberay"] = KubeRayPlatform(
+                self._session, self._kubernetes, service.metadata.namespace, self._pods, owner
+            )
+        # The resource may name another platform later: the reconciler knows the present one.
+        platform = PlatformByEngine(platforms, lambda: reconciler.service.spec.engine.platform)
+        observer = Observer(self._store, self._registry, platform, self._settings.owner)
+        executor = Executor(self._store, self._registry, platform, self._artifacts, self._clock)
+        reconciler = Reconciler(service, self._store, observer, executor)
+        return reconciler
+
+    def _beside(self, service: LLMService) -> Collection[asyncio.Task[None]]:
+        """The tasks that run between a service's looks."""
+        tasks = [asyncio.create_task(sweep(service, self._store), name=f"retention {service.name}")]
+        if service.spec.rollout.notifications:
+            notifier = Notifier(service, self._store, self._session, self._environ)
+            tasks.append(asyncio.create_task(notifier.run(), name=f"notifications {service.name}"))
+        if service.judged and self._settings.content_key is None:
+            log.warning(
+                "%s names a judge, but UNDERSTUDY_CONTROLLER_CONTENT_KEY is not set: nothing is judged", service.name
+            )
+        elif service.judged and self._settings.content_key is not None:
+            key = self._settings.content_key.get_secret_value().encode()
+            tasks.append(asyncio.create_task(self._judge(service, key), name=f"judge {service.name}"))
+        return tasks
+
+    async def _judge(self, service: LLMService, key: bytes) -> None:
+        while True:
+            try:
+                judge = self._make_judge(service)
+            except InvalidResource as error:
+                log.warning("judge of %s: %s; trying again", service.name, error)
+                await asyncio.sleep(RETRY_SECONDS)
+            else:
+                await Judging(service.name, self._store, judge, key, pause=min(1.0, service.spec.rollout.look)).run()
+
+    def _make_judge(self, service: LLMService) -> Judge:
+        spec = service.spec.rollout.judge
+        assert spec is not None  # noqa: S101  service.judged
+        if spec.kind == "exactMatch":
+            return ExactMatchJudge.from_file(self._folder / str(spec.references))
+        key = self._environ.get(spec.api_key_env) if spec.api_key_env else None
+        if spec.api_key_env and key is None:
+            raise InvalidResource(f"environment variable {spec.api_key_env} (judge.apiKeyEnv) is not set")
+        endpoint = ChatEndpoint(self._session, str(spec.endpoint), str(spec.model), key, spec.timeout)
+        return RubricJudge(endpoint) if spec.kind == "rubric" else PairwiseJudge(endpoint)
+
+
+def _pod_settings(settings: ControllerSettings) -> PodSettings | None:
+    """For the platform `kuberay`; None where no image is named."""
+    if settings.fetch_image is None or settings.engine_image is None:
+        return None
+    registry = {"name": "MLFLOW_TRACKING_URI", "value": settings.registry_uri}
+    return PodSettings(
+        controller_image=settings.fetch_image,
+        engine_image=settings.engine_image,
+        image_pull_secrets=settings.image_pull_secrets,
+        fetch_environment=(registry, *settings.fetch_environment),
+        memory=settings.engine_memory,
+    )
