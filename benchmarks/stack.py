@@ -2,7 +2,8 @@
 
 `python benchmarks/stack.py` (or `make bench`) starts the three side by side with the same model and takes turns between them,
 round by round, so that the machine's moods hit all three alike. It writes `benchmarks/results/stack.json` and prints medians over rounds.
-The gateway runs as in production: keys, assignment (a canary step at 50 %), measuring, journal and store.
+The gateway runs as in production: keys, assignment (a canary step at 50 %), measuring, journal and store; it speaks to
+the replica directly, as it does wherever a revision has one replica that it can reach.
 """
 
 from __future__ import annotations
@@ -121,11 +122,14 @@ async def start_vllm(stack: AsyncExitStack, session: aiohttp.ClientSession, mode
     return f"http://127.0.0.1:{port}/v1"
 
 
-async def start_ray(stack: AsyncExitStack, session: aiohttp.ClientSession, model: Path, folder: Path) -> str:
+async def start_ray(
+    stack: AsyncExitStack, session: aiohttp.ClientSession, model: Path, folder: Path
+) -> tuple[str, str]:
+    """The engine's addresses: Ray's proxy, and the replica itself."""
     ray = LocalRay(ROOT / ".venv-engine", folder, folder / "ray.log", RaySizes())
     stack.push_async_callback(ray.stop)
     await ray.start()
-    serve = ServePlatform(session, ray.dashboard_url, ray.proxy_url, token=ray.token)
+    serve = ServePlatform(session, ray.dashboard_url, ray.proxy_url, token=ray.token, direct=True)
     stack.push_async_callback(serve.close)
     await serve.apply(RevisionSpec(REVISION, "bench", str(model), ENGINE, {"CPU": 0.5}, (1, 1), 64))
     deadline = time.monotonic() + 300
@@ -133,20 +137,20 @@ async def start_ray(stack: AsyncExitStack, session: aiohttp.ClientSession, model
         state = (await serve.observe("bench")).get(REVISION)
         if state is not None and state.phase == "failed":
             raise RuntimeError(state.message)
-        if state is not None and state.address is not None:
-            return state.address
+        if state is not None and state.address is not None and state.direct is not None:
+            return state.address, state.direct
         await asyncio.sleep(0.5)
     raise RuntimeError("the engine under Ray Serve was not ready within 300 s")
 
 
 async def start_gateway(
-    stack: AsyncExitStack, session: aiohttp.ClientSession, engine: str, folder: Path, port: int, key: str
+    stack: AsyncExitStack, session: aiohttp.ClientSession, engine: tuple[str, str], folder: Path, port: int, key: str
 ) -> str:
     url = f"sqlite:///{folder / 'bench.db'}"
     migrate(url)
     store = open_store(url)
     stack.callback(store.close)
-    target = Target(revision=REVISION, version="1", addresses=(engine,), model=REVISION)
+    target = Target(revision=REVISION, version="1", addresses=(engine[1],), reserve=engine[0], model=REVISION)
     route = Route(
         service="bench", version=0, stable=target, candidate=target, rollout="bench", salt=secrets.token_hex(16),
         stage="canary", weight=5_000, horizon=60.0, settle=10.0,
@@ -179,7 +183,7 @@ async def measure(model: Path, rounds: int, seconds: float) -> dict[str, Any]:
         urls = {"vllm": (await start_vllm(stack, session, model, folder, ports[0]), REVISION)}
         print("starting Ray Serve", flush=True)
         engine = await start_ray(stack, session, model, folder)
-        urls["ray"] = (engine, REVISION)
+        urls["ray"] = (engine[0], REVISION)
         print("starting the gateway", flush=True)
         urls["gateway"] = (await start_gateway(stack, session, engine, folder, ports[1], key), "bench")
         found: dict[str, dict[str, list[dict[str, float]]]] = {way: {str(c): [] for c in CLIENTS} for way in WAYS}

@@ -231,6 +231,7 @@ class LocalStack:
             f"{prefix}REGISTRY_URI": self.registry_uri,
             f"{prefix}RAY_DASHBOARD_URL": self.ray.dashboard_url,
             f"{prefix}RAY_PROXY_URL": self.ray.proxy_url,
+            f"{prefix}RAY_DIRECT": "true",
             f"{prefix}RAY_TOKEN": self.ray.token,
             f"{prefix}CONTENT_KEY": self.secrets["content_key"],
             f"{prefix}ARTIFACT_CACHE": str(self.state / "cache"),

@@ -18,9 +18,11 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     """The registry's version number, e.g. `4`; `model: assistant@v4` pins it."""
     addresses: tuple[str, ...]
-    """Base URLs ending in `/v1`; more than one when the gateway may speak to replicas directly."""
+    """Base URLs ending in `/v1`, taken in turn."""
     model: str
     """The model name that the engine expects."""
+    reserve: str | None = None
+    """Base URL for when none of `addresses` takes a connection: the platform's proxy, where `addresses` are a replica's own."""
     system_prompt: str | None = None
     """Prepended as a system message (a prompt revision's own, or the version's)."""
 

@@ -48,12 +48,12 @@ class Entry:
         self.ejected_until = float("-inf")
 
     def urls(self, target: Target, endpoint: Endpoint) -> list[URL]:
-        """Where to send a request for a revision: all its addresses, beginning with the next in turn."""
-        urls = self._urls[target.revision][endpoint]
-        if len(urls) == 1:
-            return urls
-        first = next(self._turn) % len(urls)
-        return urls[first:] + urls[:first]
+        """Where to send a request for a revision: all its addresses, beginning with the next in turn, then the one in reserve."""
+        urls, reserve = self._urls[target.revision][endpoint]
+        if len(urls) > 1:
+            first = next(self._turn) % len(urls)
+            urls = urls[first:] + urls[:first]
+        return urls + reserve
 
     def candidate_succeeded(self) -> None:
         self.failures = 0
@@ -248,13 +248,17 @@ def _targets(route: Route) -> list[Target]:
     return [target for target in (route.stable, route.candidate, *route.pinned) if target is not None]
 
 
-def _urls(service: str, target: Target) -> dict[Endpoint, list[URL]]:
+def _urls(service: str, target: Target) -> dict[Endpoint, tuple[list[URL], list[URL]]]:
+    """By endpoint: the addresses, and the reserve as a list of at most one."""
     if not target.addresses:
         raise BadRoute(f"{service}: revision {target.revision} has no address")
-    for address in target.addresses:
+    reserve = (target.reserve,) if target.reserve is not None else ()
+    for address in (*target.addresses, *reserve):
         if not address.startswith(("http://", "https://")):
             raise BadRoute(f"{service}: revision {target.revision} has the address {address!r}, which is no http URL")
+
+    def urls(addresses: tuple[str, ...], endpoint: Endpoint) -> list[URL]:
+        return [URL(f"{address.rstrip('/')}/{endpoint}") for address in addresses]
+
     endpoints: tuple[Endpoint, ...] = ("chat/completions", "completions")
-    return {
-        endpoint: [URL(f"{address.rstrip('/')}/{endpoint}") for address in target.addresses] for endpoint in endpoints
-    }
+    return {endpoint: (urls(target.addresses, endpoint), urls(reserve, endpoint)) for endpoint in endpoints}

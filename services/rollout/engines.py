@@ -8,6 +8,7 @@ from services.common.routing import Target
 from services.rollout import reasons
 from services.rollout.actions import ApplyRevision
 from services.rollout.deliberation import Deliberation
+from services.rollout.revisions import reached
 
 
 def shares_stable(d: Deliberation) -> bool:
@@ -22,7 +23,7 @@ def await_candidate(d: Deliberation) -> bool:
     rollout = d.rollout
     if shares_stable(d):
         assert d.stable is not None  # noqa: S101  shares_stable
-        d.candidate = _target(d, d.stable.addresses)
+        d.candidate = _target(d, d.stable.addresses, d.stable.reserve)
         return True
     route = d.observed.route
     if rollout.admitted and route is not None and route.rollout == rollout.id:
@@ -39,7 +40,7 @@ def await_candidate(d: Deliberation) -> bool:
         d.finish("abort", reasons.ENGINE_FAILED, f"the engine failed: {state.message}")
         return False
     if state is not None and state.phase == "ready" and state.address is not None:
-        d.candidate = _target(d, (state.address,))
+        d.candidate = reached(_target(d, (), None), state.address, state.direct)
         if rollout.waiting_since is not None:
             d.change(waiting_since=None)
             d.emit("engine", reasons.ENGINE_READY, f"engine {rollout.engine} answers")
@@ -95,12 +96,13 @@ def _wait(d: Deliberation, words: str) -> None:
     d.wait(reasons.AWAITING_ENGINE, f"engine {d.rollout.engine} is starting ({waited:.0f} s): {words}".rstrip(": "))
 
 
-def _target(d: Deliberation, addresses: tuple[str, ...]) -> Target:
+def _target(d: Deliberation, addresses: tuple[str, ...], reserve: str | None) -> Target:
     rollout = d.rollout
     return Target(
         revision=rollout.revision,
         version=rollout.version,
         addresses=addresses,
+        reserve=reserve,
         model=rollout.engine,
         system_prompt=rollout.system_prompt,
     )

@@ -61,7 +61,11 @@ class Parts:
         self._registry = MlflowRegistry(settings.registry_uri, timeout=settings.registry_timeout)
         self._artifacts = CachedArtifacts(settings.registry_uri, settings.artifact_cache)
         token = settings.ray_token.get_secret_value() if settings.ray_token else None
-        self._serve = ServePlatform(session, dashboard, settings.ray_proxy_url, token=token) if dashboard else None
+        self._serve = (
+            ServePlatform(session, dashboard, settings.ray_proxy_url, token=token, direct=settings.ray_direct)
+            if dashboard
+            else None
+        )
         self._pods = _pod_settings(settings)
 
     def loops(self, lock: Lock, metrics: Metrics, health: Health) -> Callable[[LLMService, Owner | None], ServiceLoop]:

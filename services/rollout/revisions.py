@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any, Final, Literal
 
+import msgspec
+
 from services.common.identifiers import revision_name
 from services.common.routing import Target
 from services.rollout.observed import VersionInfo
@@ -55,12 +57,20 @@ def revision_of(service: LLMService, info: VersionInfo) -> str:
     return revision_name(service.name, info.version, specification)
 
 
-def target_of(service: LLMService, info: VersionInfo, address: str) -> Target:
-    """The version as gateways reach it at an engine's address."""
-    return Target(
+def reached(target: Target, address: str, direct: str | None) -> Target:
+    """The target with where its engine answers: its replica directly where that is known, then the proxy stays in reserve."""
+    if direct is None:
+        return msgspec.structs.replace(target, addresses=(address,), reserve=None)
+    return msgspec.structs.replace(target, addresses=(direct,), reserve=address)
+
+
+def target_of(service: LLMService, info: VersionInfo, address: str, direct: str | None = None) -> Target:
+    """The version as gateways reach it."""
+    target = Target(
         revision=revision_of(service, info),
         version=info.version,
-        addresses=(address,),
+        addresses=(),
         model=engine_name(service, info),
         system_prompt=info.tags.get(SYSTEM_PROMPT),
     )
+    return reached(target, address, direct)

@@ -14,7 +14,7 @@ from services.rollout import reasons
 from services.rollout.actions import ApplyRevision, PublishRoute, RemoveRevision
 from services.rollout.deliberation import Deliberation
 from services.rollout.observed import VersionInfo
-from services.rollout.revisions import engine_name, kind_of, target_of, weights_of
+from services.rollout.revisions import engine_name, kind_of, reached, target_of, weights_of
 
 
 def serve(d: Deliberation) -> None:
@@ -113,7 +113,7 @@ def _roll_to(d: Deliberation, champion: VersionInfo) -> None:
             "Serving", serving, reasons.PLATFORM_UNAVAILABLE, "the platform that runs the engines cannot be reached"
         )
     elif state is not None and state.phase == "ready" and state.address is not None:
-        d.stable = target_of(d.service, champion, state.address)
+        d.stable = target_of(d.service, champion, state.address, state.direct)
         d.emit("serve", reasons.SERVING, f"champion v{champion.version} is ready and serves as {d.stable.revision}")
         _serving(d, d.stable)
     elif state is not None and state.phase == "failed":
@@ -156,8 +156,7 @@ def _keep(d: Deliberation, champion: VersionInfo | None) -> None:
             "Serving", False, reasons.AWAITING_ENGINE, f"engine {d.stable.model} of stable is gone and starts again"
         )
     elif state.phase == "ready" and state.address is not None:
-        if state.address not in d.stable.addresses:
-            d.stable = msgspec.structs.replace(d.stable, addresses=(state.address,))
+        d.stable = reached(d.stable, state.address, state.direct)
         _serving(d, d.stable)
     else:
         d.condition(

@@ -34,6 +34,10 @@ class ControllerSettings(BaseSettings):
     ray_proxy_url: str = Field(
         default="http://127.0.0.1:8000", description="Ray Serve's HTTP address as the gateways reach it."
     )
+    ray_direct: bool = Field(
+        default=False,
+        description="Gateways reach the Ray nodes' ports 30000 to 31000: a revision with one replica is addressed past Ray's proxy.",
+    )
     ray_token: SecretStr | None = Field(default=None, description="Ray's bearer token, where the cluster asks for one.")
     artifact_cache: Path = Field(
         default=Path("artifact-cache"), description="Folder for versions' files, readable by the engines."

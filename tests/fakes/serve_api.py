@@ -17,7 +17,7 @@ class ServeApi:
         self.puts: list[dict[str, Any]] = []
         self.completions: list[tuple[str, str]] = []  # (path, model)
         self.completion_status = 200
-        self.logs: dict[tuple[str, str], str] = {}  # (actor id, suffix) -> text
+        self.logs: dict[tuple[str, str], str] = {}  # (actor id, suffix) or (node id, file name) -> text
         self.faults: list[web.Response] = []  # answers to the next REST requests, instead of the real ones
         self.lose_writes = 0  # so many PUTs are undone at once, as by a second writer
         self.token: str | None = None
@@ -25,6 +25,7 @@ class ServeApi:
         self.app.router.add_get("/api/serve/applications/", self._get)
         self.app.router.add_put("/api/serve/applications/", self._put)
         self.app.router.add_get("/api/v0/logs/file", self._log)
+        self.app.router.add_get("/{service}/{name}/v1/models", self._models)
         self.app.router.add_post("/{service}/{name}/v1/completions", self._complete)
 
     def status(self, name: str, status: str, message: str = "", replicas: int = 1) -> None:
@@ -32,7 +33,18 @@ class ServeApi:
         app = self.applications[name]
         app.update(status=status, message=message)
         engine = app["deployments"].setdefault(f"LLMServer:{name}", {"recent_dead_replicas": []})
-        engine["replicas"] = [{"state": "RUNNING", "actor_id": f"actor-{name}", "start_time_s": 1.0}] * replicas
+        engine["replicas"] = [
+            {
+                "state": "RUNNING",
+                "actor_id": f"actor-{name}",
+                "start_time_s": 1.0,
+                "replica_id": f"{name}-{number}",
+                "node_id": "node",
+                "node_ip": "10.0.0.1",
+                "log_file_path": f"/serve/{name}-{number}.log",
+            }
+            for number in range(replicas)
+        ]
         if status == "DEPLOY_FAILED":
             engine["replicas"] = []
             engine["recent_dead_replicas"] = [{"state": "STOPPED", "actor_id": f"actor-{name}", "start_time_s": 1.0}]
@@ -84,8 +96,14 @@ class ServeApi:
         return web.Response()
 
     async def _log(self, request: web.Request) -> web.Response:
-        text = self.logs.get((request.query["actor_id"], request.query["suffix"]))
+        if "filename" in request.query:
+            text = self.logs.get((request.query["node_id"], request.query["filename"]))
+        else:
+            text = self.logs.get((request.query["actor_id"], request.query["suffix"]))
         return web.Response(text=text) if text is not None else web.Response(status=404)
+
+    async def _models(self, _: web.Request) -> web.Response:
+        return web.json_response({"data": []}, status=self.completion_status)
 
     async def _complete(self, request: web.Request) -> web.Response:
         self.completions.append((request.path, (await request.json())["model"]))

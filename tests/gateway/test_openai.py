@@ -230,6 +230,18 @@ async def test_a_second_address_answers_where_the_first_cannot_be_reached(
             assert (await api.chat.completions.create(model="assistant", messages=ask())).choices
 
 
+@pytest.mark.parametrize("reached", [True, False])
+async def test_the_reserve_answers_only_where_no_address_can_be_reached(
+    start: Any, stable: Engine, candidate: Engine, unused_tcp_port: int, reached: bool
+) -> None:
+    address = stable.address if reached else f"http://127.0.0.1:{unused_tcp_port}/v1"
+    gateway = await start(route(target("assistant-v1-aaaa", "1", address, reserve=candidate.address)))
+    async with client(gateway) as api:
+        for _ in range(4):
+            assert (await api.chat.completions.create(model="assistant", messages=ask())).choices
+    assert (len(stable.requests), len(candidate.requests)) == ((4, 0) if reached else (0, 4))
+
+
 async def test_the_row_is_recorded_before_the_last_byte(start: Any, idle: Route, store: Store) -> None:
     gateway = await start(idle)
     async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {KEY}"}) as http:

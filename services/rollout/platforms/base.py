@@ -55,7 +55,8 @@ class RevisionSpec:
 class RevisionState:
     """What a platform sees of one revision now.
 
-    `ready` means that the revision has answered real completions at `address`. `failed` is an observation and no sentence: a
+    `ready` means that the revision has answered real completions at `address`; `direct` leads past the platform's proxy to its only
+    replica, and may lead nowhere at any time. `failed` is an observation and no sentence: a
     platform may bring an engine back, and then says so.
     """
 
@@ -64,6 +65,7 @@ class RevisionState:
     ready_replicas: int
     address: str | None  # base URL for the gateway, ending in /v1
     message: str  # the platform's last words (the engine's own error when failed)
+    direct: str | None = None  # base URL ending in /v1
 
 
 class Platform(Protocol):

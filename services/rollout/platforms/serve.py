@@ -7,13 +7,14 @@ and one that the user has. It must not touch applications whose route prefix is 
 import asyncio
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
 
 from services.rollout.platforms.base import PlatformRejected, PlatformUnavailable, RevisionSpec, RevisionState
-from services.rollout.platforms.serve_status import ServeSnapshot, engine_error
+from services.rollout.platforms.serve_status import ServeSnapshot, engine_error, http_port
 from services.rollout.platforms.warm_up import WarmUps
 from services.serving.application import EngineSpec, owner_of, route_prefix, serve_application
 from services.serving.errors import InvalidEngineSpec
@@ -21,9 +22,12 @@ from services.serving.errors import InvalidEngineSpec
 _APPLICATIONS = "/api/serve/applications/"
 _WRITE_ATTEMPTS = 3
 _LOG_LINES = 200
+_PORT_LINES = 10_000  # the port is told at the start; a line a request follows
 
 # Ray answers a PUT only after it has started its controller and proxies, which takes tens of seconds on a busy machine.
 _REST_TIMEOUT = aiohttp.ClientTimeout(total=120)
+
+_DIRECT_TIMEOUT = aiohttp.ClientTimeout(total=5)
 
 _Applications = dict[str, dict[str, Any]]  # by name, as declared
 
@@ -32,11 +36,18 @@ class ServePlatform:
     """A `Platform` on Ray Serve.
 
     `dashboard_url` is Ray's dashboard (where the REST API is), `proxy_url` is Serve's HTTP address as the gateway reaches it, `token`
-    is Ray's bearer token where the cluster asks for one.
+    is Ray's bearer token where the cluster asks for one. `direct`: gateways can reach the replicas' own ports (30000 to 31000 of the
+    Ray nodes); a revision with one replica is then addressed without the proxy, which asks a Python process about every request.
     """
 
     def __init__(
-        self, session: aiohttp.ClientSession, dashboard_url: str, proxy_url: str, *, token: str | None = None
+        self,
+        session: aiohttp.ClientSession,
+        dashboard_url: str,
+        proxy_url: str,
+        *,
+        token: str | None = None,
+        direct: bool = False,
     ) -> None:
         self._session = session
         self._dashboard_url = dashboard_url.rstrip("/")
@@ -45,6 +56,9 @@ class ServePlatform:
         self._writing = asyncio.Lock()
         self._warm_ups = WarmUps(session)
         self._last_words: dict[str, str] = {}
+        self._direct = direct
+        self._replicas: dict[str, tuple[str, str | None]] = {}
+        """By revision: its only replica's id and address; None: its log does not tell the port any more."""
 
     async def apply(self, revision: RevisionSpec) -> None:
         """See `Platform.apply`. Raises PlatformRejected and PlatformUnavailable."""
@@ -81,7 +95,10 @@ class ServePlatform:
                 self._forget(name)
             if snapshot.is_failed(name) and name not in self._last_words:
                 self._last_words[name] = await self._engine_log(snapshot, name)
-            states[name] = self._state(snapshot, service, name)
+            state = self._state(snapshot, service, name)
+            if self._direct and state.phase == "ready":
+                state = replace(state, direct=await self._replica_address(snapshot, service, name))
+            states[name] = state
         return states
 
     async def close(self) -> None:
@@ -97,12 +114,36 @@ class ServePlatform:
         address = self._address(service, name) if phase == "ready" else None
         return RevisionState(name, phase, snapshot.ready_replicas(name), address, message)
 
+    async def _replica_address(self, snapshot: ServeSnapshot, service: str, name: str) -> str | None:
+        """The base URL of the revision's only replica, once it has answered there."""
+        replica = snapshot.only_replica(name)
+        if replica is None:
+            self._replicas.pop(name, None)
+            return None
+        known = self._replicas.get(name)
+        if known is not None and known[0] == replica.id:
+            return known[1]
+        self._replicas.pop(name, None)
+        with contextlib.suppress(PlatformUnavailable, PlatformRejected, aiohttp.ClientError, TimeoutError):
+            params = {"node_id": replica.node, "filename": replica.log, "lines": str(_PORT_LINES)}
+            port = http_port(await self._rest("GET", "/api/v0/logs/file", params=params))
+            if port is None:
+                self._replicas[name] = replica.id, None
+                return None
+            address = f"http://{replica.host}:{port}{route_prefix(service, name)}/v1"
+            async with self._session.get(f"{address}/models", timeout=_DIRECT_TIMEOUT) as answer:
+                if answer.status == 200:
+                    self._replicas[name] = replica.id, address
+                    return address
+        return None
+
     def _address(self, service: str, name: str) -> str:
         return f"{self._proxy_url}{route_prefix(service, name)}/v1"
 
     def _forget(self, name: str) -> None:
         self._warm_ups.forget(name)
         self._last_words.pop(name, None)
+        self._replicas.pop(name, None)
 
     @staticmethod
     def _refuse_others(snapshot: ServeSnapshot, application: dict[str, Any]) -> None:

@@ -17,7 +17,20 @@ _OPTIONS = ("proxy_location", "http_options", "grpc_options", "target_capacity")
 
 # An exception as Python prints it, wherever the line's prefix ends; or the kernel's and Ray's words for a process out of memory.
 _CAUSE = re.compile(r"\b[A-Za-z_.]*(?:Error|Exception|Interrupt): .*|.*\b(?:Out of memory|OutOfMemory|SIGKILL)\b.*")
+_PORT = re.compile(r"Started HTTP server on port (\d+)")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """An engine's process."""
+
+    id: str
+    node: str
+    host: str
+    """Where its own HTTP server listens."""
+    log: str
+    """Its log's path below the node's log folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +111,18 @@ class ServeSnapshot:
         """Engine replicas that Serve sends requests to."""
         return sum(r.get("state") == "RUNNING" for r in self._engine(name).get("replicas", []))
 
+    def only_replica(self, name: str) -> Replica | None:
+        """The engine's replica where it has exactly one, and that one serves."""
+        replicas = self._engine(name).get("replicas", [])
+        if len(replicas) != 1 or replicas[0].get("state") != "RUNNING":
+            return None
+        found = replicas[0]
+        host = (self.document.get("http_options") or {}).get("host")
+        reached = found.get("node_ip") if host in (None, "0.0.0.0", "::") else host  # noqa: S104
+        if not reached or not found.get("log_file_path"):
+            return None
+        return Replica(found["replica_id"], found["node_id"], reached, found["log_file_path"].lstrip("/"))
+
     def last_actor(self, name: str) -> str | None:
         """Actor id of the engine replica that started last, dead or alive."""
         engine = self._engine(name)
@@ -118,6 +143,12 @@ class ServeSnapshot:
     def _message(app: dict[str, Any]) -> str:
         messages = [app.get("message"), *(d.get("message") for d in (app.get("deployments") or {}).values())]
         return " ".join(dict.fromkeys(first_and_last(m) for m in messages if m and m.strip()))
+
+
+def http_port(log: str) -> int | None:
+    """The port of a replica's own HTTP server, from its log: Serve tells it to its proxies and to nobody else."""
+    found = _PORT.findall(log)
+    return int(found[-1]) if found else None
 
 
 def engine_error(log: str) -> str:

@@ -43,6 +43,17 @@ async def platform(serve: ServeApi) -> AsyncIterator[ServePlatform]:
         await platform.close()
 
 
+@pytest.fixture
+async def direct(serve: ServeApi) -> AsyncIterator[ServePlatform]:
+    """A platform whose proxy is the first port and whose replicas listen where they say."""
+    async with TestServer(serve.app) as server, aiohttp.ClientSession() as session:
+        url = str(server.make_url("/"))
+        serve.logs["node", f"serve/{ONE}-0.log"] = f"Started HTTP server on port {server.port}\nPOST /x 200\n"
+        platform = ServePlatform(session, url, url.replace("127.0.0.1", "localhost"), token="secret", direct=True)
+        yield platform
+        await platform.close()
+
+
 async def observed(platform: ServePlatform, name: str, until: Callable[[RevisionState], bool]) -> RevisionState:
     async with asyncio.timeout(2):
         while not until(state := (await platform.observe("assistant"))[name]):
@@ -202,3 +213,27 @@ async def test_an_unreachable_dashboard_is_unavailable(unused_tcp_port: int) -> 
         platform = ServePlatform(session, f"http://127.0.0.1:{unused_tcp_port}", "http://127.0.0.1:1")
         with pytest.raises(PlatformUnavailable, match="did not answer"):
             await platform.observe("assistant")
+
+
+async def test_a_revision_with_one_replica_is_addressed_past_the_proxy(direct: ServePlatform, serve: ServeApi) -> None:
+    await direct.apply(spec(ONE))
+    serve.status(ONE, "RUNNING")
+    state = await observed(direct, ONE, lambda state: state.phase == "ready")
+    assert state.address is not None
+    assert state.address.startswith("http://localhost:")
+    assert state.direct == state.address.replace("localhost", "127.0.0.1")
+    serve.status(ONE, "RUNNING", replicas=2)  # now Ray's proxy balances
+    state = (await direct.observe("assistant"))[ONE]
+    assert (state.phase, state.direct) == ("ready", None)
+
+
+@pytest.mark.parametrize("log", ["", "Started HTTP server on port 1\n"])
+async def test_a_replica_that_cannot_be_found_or_does_not_answer_is_reached_through_the_proxy(
+    direct: ServePlatform, serve: ServeApi, log: str
+) -> None:
+    serve.logs["node", f"serve/{ONE}-0.log"] = log
+    await direct.apply(spec(ONE))
+    serve.status(ONE, "RUNNING")
+    state = await observed(direct, ONE, lambda state: state.phase == "ready")
+    assert state.address is not None
+    assert state.direct is None
