@@ -1,0 +1,98 @@
+"""One installation for all end-to-end tests of a run, in the order in which a person would meet what they test.
+
+Environment: KUBECONFIG names the cluster. E2E_BUILD_IMAGE: a command that builds an image and hands it to the cluster, called as
+`$E2E_BUILD_IMAGE NAME --target TARGET FOLDER` (default: docker, and kind). E2E_IMAGES=there: the cluster has them already.
+E2E_NAMESPACE: use the installation there, or make one, and leave it; else a new namespace comes and goes.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Generator, Iterator
+
+import pytest
+from mlflow.exceptions import MlflowException
+
+from tests.e2e.installation import DEFINITION, RELEASE, Platform, build_images, has_definition, manifest
+from tests.e2e.kube import Namespace, run
+
+ORDER = ("test_install", "test_rollout", "test_upgrade", "test_faults", "test_gpu", "test_uninstall")
+_platforms: list[Platform] = []
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files in the order of ORDER: an engine takes a minute to start, so tests go on where others ended; uninstalling comes last."""
+    own = [item for item in items if item.path.parent.name == "e2e"]
+    own.sort(key=lambda item: ORDER.index(item.path.stem))
+    others = [item for item in items if item.path.parent.name != "e2e"]
+    items[:] = others + own
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failure is reported with what a person would look at first."""
+    report = yield
+    if report.failed and _platforms and item.path.parent.name == "e2e":
+        report.sections.append(("cluster", _platforms[0].namespace.diagnosis()))
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The figures that tests recorded."""
+    for report in terminalreporter.getreports("passed"):
+        if report.when == "call" and report.user_properties:
+            figures = ", ".join(f"{name} {value}" for name, value in report.user_properties)
+            terminalreporter.write_line(f"{report.nodeid.rpartition('::')[2]}: {figures} ({report.duration:.0f} s)")
+
+
+@pytest.fixture(scope="session")
+def platform() -> Iterator[Platform]:
+    """The chart with values-cpu.yaml: every pod ready, no service yet (or what E2E_NAMESPACE has)."""
+    if "KUBECONFIG" not in os.environ:
+        pytest.fail("KUBECONFIG names no cluster")
+    given = os.environ.get("E2E_NAMESPACE")
+    namespace = Namespace(given or f"understudy-e2e-{secrets.token_hex(3)}")
+    platform = Platform(namespace)
+    _platforms.append(platform)
+    if given and RELEASE in run("helm", "list", "--short", "--namespace", given).split():
+        yield platform
+        return
+    build_images()
+    own_definition = not has_definition()
+    try:
+        platform.install()
+        yield platform
+    finally:
+        if not given:
+            _clean_up(namespace, own_definition)
+
+
+def _clean_up(namespace: Namespace, own_definition: bool) -> None:
+    """Also after an installation that failed: then no controller lets go of resources, and their finalizers are taken off."""
+    for resource in run("kubectl", "get", "llmservices", "--namespace", namespace.name, "--output=name").split():
+        namespace.kubectl("patch", resource, "--type=merge", '--patch={"metadata": {"finalizers": null}}')
+    run("kubectl", "delete", "namespace", namespace.name, "--wait", "--timeout=3m", timeout=200)
+    if own_definition:
+        run("kubectl", "delete", "customresourcedefinition", DEFINITION, "--ignore-not-found")
+
+
+@pytest.fixture(scope="session")
+def serving(platform: Platform) -> Platform:
+    """The platform with the service `assistant`, whose champion answers."""
+    if "champion" not in _aliases(platform):
+        (first,) = platform.register("v1")
+        platform.set_alias("champion", first)
+    platform.namespace.apply(manifest())
+    platform.wait_for("condition=Ready", 600)
+    return platform
+
+
+def _aliases(platform: Platform) -> dict[str, str]:
+    """None where the registry does not know the model yet."""
+    try:
+        return platform.aliases()
+    except MlflowException:
+        return {}
