@@ -25,6 +25,7 @@ from services.rollout.status import RolloutStatus
 from services.serving.artifacts import folder_digest
 from services.store import Store, migrate, open_store
 from tests.fakes.gateway import KEY, gateway_settings, running_gateway
+from tests.fakes.gateway_process import Process
 from tests.fakes.openai_engine import Behaviour, Engine
 from tests.fakes.serve_api import ServeApi
 
@@ -78,37 +79,39 @@ class Users:
     """New users all the time, one question each, streamed; `displeased` says what share minds which engine's answer."""
 
     def __init__(self, url: str, session: aiohttp.ClientSession) -> None:
-        self._url, self._session = url, session
+        self.urls, self._session = [url], session
         self._random = random.Random(5)
-        self.served = 0
+        self.answered: list[str] = []
+        """Request ids of whole answers."""
         self.mind: Callable[[str], float] = lambda answer: 0.02
 
     async def run(self) -> None:
         """Until cancelled; about 25 users a second."""
         running: set[asyncio.Task[None]] = set()
         for number in range(1_000_000):
-            task = asyncio.create_task(self._ask(f"user-{number}"))
+            task = asyncio.create_task(self._ask(number))
             running.add(task)
             task.add_done_callback(running.discard)
             await asyncio.sleep(0.04)
 
-    async def _ask(self, user: str) -> None:
+    async def _ask(self, number: int) -> None:
         headers = {"Authorization": f"Bearer {KEY}"}
         body = {
             "model": "assistant",
             "messages": [{"role": "user", "content": "capital?"}],
             "stream": True,
-            "user": user,
+            "user": f"user-{number}",
         }
+        url = self.urls[number % len(self.urls)]
         with suppress(aiohttp.ClientError, TimeoutError):
-            async with self._session.post(f"{self._url}/v1/chat/completions", json=body, headers=headers) as answer:
+            async with self._session.post(f"{url}/v1/chat/completions", json=body, headers=headers) as answer:
                 text = await answer.text()
                 request = answer.headers["x-request-id"]
-            if answer.status == 200:
-                self.served += 1
+            if answer.status == 200 and "[DONE]" in text:
+                self.answered.append(request)
             if self._random.random() < self.mind(text):
                 mark = {"request_id": request, "kind": "thumb", "value": -1}
-                async with self._session.post(f"{self._url}/v1/feedback", json=mark, headers=headers) as said:
+                async with self._session.post(f"{url}/v1/feedback", json=mark, headers=headers) as said:
                     assert said.status < 300, await said.text()
 
 
@@ -264,6 +267,32 @@ async def test_promotion_though_the_controller_is_killed_twice(world: World) -> 
     assert [gap["missing"] for gap in world.store.gaps()] == [0]
     assert await world.stop_controller() == 0
     await world.until(lambda: len(world.cluster.applications) == 1)
+
+
+async def test_promotion_though_a_gateway_is_killed_in_a_canary_step(world: World, tmp_path: Path) -> None:
+    def second() -> Process:
+        return Process(world.store.url, tmp_path / "second", NAME="second")
+
+    gateway = await second().ready()
+    try:
+        world.users.urls.append(gateway.url)
+        await _challenge(world, "2")
+        await world.until_stage("2", "canary")
+        await world.until(lambda: (s := world.rollout()) is not None and s.stage_started_at is not None)
+        before = len(world.users.answered)
+        await world.until(lambda: len(world.users.answered) > before + 20)
+        gateway.child.kill()
+        await gateway.ended()
+        gateway.stop()
+        gateway = await second().ready()
+        world.users.urls[1] = gateway.url
+        status = await _ended(world, "2", champion="2")
+        assert (status.verdict, status.reason, status.decided_in) == ("advance", reasons.PROMOTED, "canary")
+        answered = list(world.users.answered)
+        await world.until(lambda: all(world.store.request(request) is not None for request in answered), 30)
+        await world.until(lambda: [gap["missing"] for gap in world.store.gaps()] == [0, 0, 0], 30)
+    finally:
+        gateway.stop()
 
 
 async def test_abort_on_errors_that_users_never_see(world: World) -> None:
