@@ -23,7 +23,9 @@ from services.store import Command, RolloutRow
 HISTORY: Final = 10
 """Rollouts that the status remembers."""
 
-_TEXT: Final = 32_768  # characters of a message; metav1.Condition allows no more
+_TEXT: Final = 4_096
+"""Characters of a message; an engine's last words can be longer, and the API server would refuse the whole status."""
+_NAME: Final = 1_024
 
 Time = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})]
 
@@ -55,7 +57,7 @@ class RolloutSummary(_Part):
     stage: str = Field(description="gate, rehearsal, canary, watch or finished.")
     verdict: str = Field(description="continue, hold, advance, abort or error.")
     reason: str = Field(default="", description="Why, in one word.")
-    message: str = Field(default="", description="Why, in a sentence with the numbers.")
+    message: str = Field(default="", max_length=_TEXT, description="Why, in a sentence with the numbers.")
     started_at: Time = Field(description="When it began.")
     finished_at: Time | None = Field(default=None, description="When it ended; absent while it runs.")
     decided_in: str | None = Field(default=None, description="Stage in which the verdict fell.")
@@ -122,7 +124,7 @@ class ResourceStatus(_Part):
     candidate: RevisionStatus | None = Field(default=None, description="What is being compared with it.")
     verdict: str | None = Field(default=None, description="Verdict of the newest rollout.")
     reason: str | None = Field(default=None, description="Why the verdict fell, or what the rollout waits for.")
-    message: str | None = Field(default=None, description="The same in a sentence with the numbers.")
+    message: str | None = Field(default=None, max_length=_TEXT, description="The same in a sentence with the numbers.")
     rollout: RolloutSummary | None = Field(default=None, description="The newest rollout.")
     evidence: tuple[EvidenceStatus, ...] = Field(
         default=(), description="What the guardrails of the present stage say.", max_length=50
@@ -286,8 +288,8 @@ def _why(rollout: RolloutStatus | None) -> tuple[str | None, str | None]:
         return None, None
     waiting = next((c for c in rollout.conditions if c.type == "Waiting"), None)
     if waiting is not None and rollout.active and rollout.held_since is None:
-        return waiting.reason, waiting.message
-    return rollout.reason or None, rollout.message or None
+        return waiting.reason, waiting.message[:_TEXT]
+    return rollout.reason or None, rollout.message[:_TEXT] or None
 
 
 def _weights(route: Route | None) -> WeightStatus | None:
@@ -332,7 +334,7 @@ def _of_row(row: RolloutRow) -> RolloutSummary:
         stage=row.stage,
         verdict=row.verdict or "continue",
         reason=row.reason or "",
-        message=said.get("message", ""),
+        message=said.get("message", "")[:_TEXT],
         started_at=rfc3339(row.started_at),
         finished_at=None if row.finished_at is None else rfc3339(row.finished_at),
         decided_in=said.get("decidedIn"),
@@ -364,7 +366,7 @@ def _command(command: Command | None) -> CommandStatus | None:
     return CommandStatus(
         id=command.id,
         verb=command.verb,
-        answer=command.answer or "",
-        by=command.actor,
+        answer=(command.answer or "")[:_NAME],
+        by=command.actor[:_NAME],
         at=rfc3339(command.handled_at),
     )

@@ -6,7 +6,7 @@ from typing import Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, StringConstraints
 from pydantic.alias_generators import to_camel
-from pydantic.config import JsonDict
+from pydantic.config import JsonDict, JsonValue
 
 VALIDATIONS: Final = "x-kubernetes-validations"
 
@@ -22,10 +22,11 @@ def cel(*rules: tuple[str, str, str]) -> ConfigDict:
 
     They are the twins of its validators, so that a wrong resource is refused at admission and not only by the controller.
     """
-    made: list[JsonDict] = []
+    made: list[JsonValue] = []
     for rule, message, field in rules:
-        made.append({"rule": rule, "message": message} | ({"fieldPath": f".{field}"} if field else {}))
-    return ConfigDict(json_schema_extra={VALIDATIONS: list(made)})
+        path: JsonDict = {"fieldPath": f".{field}"} if field else {}
+        made.append({"rule": rule, "message": message, **path})
+    return ConfigDict(json_schema_extra={VALIDATIONS: made})
 
 
 def keyed(*keys: str) -> JsonDict:

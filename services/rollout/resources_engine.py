@@ -14,7 +14,7 @@ Quantity = Annotated[
 ]
 """Bytes as Kubernetes writes them: 512Mi, 16Gi."""
 
-_UNITS: Final = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12} | {
+_UNITS: Final[dict[str, int]] = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12} | {
     f"{letter}i": 1024**power for power, letter in enumerate("KMGT", start=1)
 }
 

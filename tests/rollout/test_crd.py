@@ -12,6 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from services.rollout.crd import definition
+from services.rollout.platforms.base import RevisionState
 from services.rollout.resource_status import service_status
 from services.rollout.resources import LLMService
 from tests.fakes.rollout_world import World
@@ -216,6 +217,13 @@ def test_names_that_no_engine_could_have(name: str) -> None:
 def test_a_status_of_the_controller_fits_its_schema() -> None:
     world = World()
     world.reach("canary", 1)
+    assert world.rollout
+    words = "a traceback " * 10_000  # as long as an engine likes
+    world.engines[world.rollout.engine] = RevisionState(world.rollout.engine, "failed", 0, None, words)
+    assert world.route
+    stable = world.route.stable.model
+    world.engines[stable] = RevisionState(stable, "failed", 0, None, words)
     decision = world.look()
     status = service_status(decision.status, world.route, [], [], 3, world.now, None)
+    assert status["message"].startswith("the engine failed: a traceback")
     assert list(mistakes(ROOT["properties"]["status"], status)) == []

@@ -339,6 +339,8 @@ def test_approval() -> None:
     world.look(after=50.0)
     assert world.rollout is not None
     assert world.rollout.conditions[0].reason == reasons.AWAITING_APPROVAL
+    world.look(times=3)
+    assert world.reasons.count(reasons.AWAITING_APPROVAL) == 1, "people are told once"
     assert world.order("approve") == "step 1 is approved"
     assert world.rollout.verdict == "advance"
 

@@ -40,6 +40,9 @@ def test_a_range_of_replicas_turns_the_autoscaler_on() -> None:
     assert "num_replicas" not in deployment
     scaling = deployment["autoscaling_config"]
     assert (scaling["min_replicas"], scaling["max_replicas"], scaling["target_ongoing_requests"]) == (2, 5, 7)
+    pace = {"target_ongoing_requests": 3, "upscale_delay_s": 5.0}
+    scaling = config(engine(max_replicas=5, autoscaling=pace))["deployment_config"]["autoscaling_config"]
+    assert (scaling["target_ongoing_requests"], scaling["upscale_delay_s"]) == (3, 5.0)
 
 
 def test_ray_reads_engine_metrics_only_where_the_engine_keeps_them() -> None:
