@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MODELS := .cache/models
 
-.PHONY: help setup setup-engine check test test-engine demo demo-serve models bench generate verify lock clean
+.PHONY: help setup setup-engine check test test-engine e2e demo demo-serve models bench generate verify lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -58,6 +58,10 @@ test: setup ## unit and integration tests (real MLflow, SQLite, PostgreSQL, uvic
 test-engine: setup-engine ## tests on real Ray Serve and vLLM
 	@$(BIN)/pytest -m engine --timeout 900 tests/engine $(ARGS)
 
+# E2E_BUILD_IMAGE NAME [buildah or docker arguments] FOLDER: builds an image and hands it to the cluster; default: docker, and kind where the context is one.
+e2e: setup models ## the chart on the cluster of KUBECONFIG: builds images, installs, rolls out, breaks, uninstalls
+	@$(BIN)/pytest -m e2e --timeout 1800 tests/e2e $(ARGS)
+
 # --- the main job
 models: setup-engine ## train the demo's models (cached)
 	@OMP_WAIT_POLICY=PASSIVE .venv-engine/bin/python -m pipelines.demo_models --out $(MODELS)
@@ -69,14 +73,15 @@ demo-serve: setup-engine ## leave the platform running on this machine and print
 	@$(BIN)/understudy demo --config demo/demo.yaml --models $(MODELS) --serve $(ARGS)
 
 bench: setup-engine models ## measure what the README claims, into benchmarks/results/
-	@$(BIN)/python benchmarks/gateway.py
-	@$(BIN)/python benchmarks/stack.py
+	@$(BIN)/python -m benchmarks.gateway
+	@$(BIN)/python -m benchmarks.stack
 
 # --- what is generated
-generate: setup ## write what is generated from the code (docs/reference)
+generate: setup ## write what is generated: reference pages, the resource's definition, the chart's schema and README
 	@PYTHONPATH=. $(BIN)/python docs/generate.py
+	@$(BIN)/python charts/generate.py
 verify: generate ## fail when what is generated is not what is committed
-	@git diff --exit-code --stat -- docs/reference || { echo "generated files differ: commit what 'make generate' wrote"; exit 1; }
+	@git diff --exit-code --stat -- docs/reference charts/understudy || { echo "generated files differ: commit what 'make generate' wrote"; exit 1; }
 
 COMPILE = $(UV) pip compile --quiet --universal --no-emit-index-url --generate-hashes --python-version 3.11
 lock: | $(UV) ## compile requirements/*.in to *.txt

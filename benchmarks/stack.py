@@ -1,6 +1,6 @@
 """What the stack costs: TTFT and tokens/s of vLLM's own server, of Ray Serve alone, and of Ray Serve through the gateway, in one run.
 
-`python benchmarks/stack.py` (or `make bench`) starts the three side by side with the same model and takes turns between them,
+`python -m benchmarks.stack` (or `make bench`) starts the three side by side with the same model and takes turns between them,
 round by round, so that the machine's moods hit all three alike. It writes `benchmarks/results/stack.json` and prints medians over rounds.
 The gateway runs as in production: keys, assignment (a canary step at 50 %), measuring, journal and store; it speaks to
 the replica directly, as it does wherever a revision has one replica that it can reach.
@@ -235,7 +235,7 @@ def main() -> None:
     options = parser.parse_args()
     result = asyncio.run(measure(options.model.resolve(), options.rounds, options.seconds))
     result["setting"] = {
-        "command": "python benchmarks/stack.py",
+        "command": "python -m benchmarks.stack",
         "tokens_per_answer": TOKENS,
         "cores": os.cpu_count(),
         "machine": platform.processor() or platform.machine(),
