@@ -267,7 +267,7 @@ def test_the_layout_that_other_parts_rely_on(chart: Chart) -> None:
         for port in one["spec"]["ports"]
     }
     assert ports == {
-        ("demo-gateway", 80),
+        ("demo-gateway", 8080),
         ("demo-controller", 8081),
         ("demo-mlflow", 5000),
         ("demo-postgresql", 5432),
