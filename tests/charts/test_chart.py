@@ -384,8 +384,8 @@ def test_engines_accept_the_gateway_the_controller_and_their_peers_only(chart: C
     assert peers("demo-ray") == {
         ("ray-head", "any"),
         ("ray-worker", "any"),
-        ("gateway", "8000"),
-        ("controller", "8000"),
+        ("gateway", "8000,30000"),
+        ("controller", "8000,30000"),
         ("controller", "8265"),
         ("test", "8265"),
     }

@@ -149,8 +149,10 @@ def gateway(models: list[str], stream: bytes, status: int = 200) -> Answer:
     return answer
 
 
-def check(address: str, seconds: str = "20") -> subprocess.CompletedProcess[str]:
-    return run("check.py", TIMEOUT_SECONDS=seconds, GATEWAY_URL=address, CONTROLLER_URL=address, API_KEY="sk-1")
+def check(address: str, controller: str | None = None, seconds: str = "20") -> subprocess.CompletedProcess[str]:
+    return run(
+        "check.py", TIMEOUT_SECONDS=seconds, GATEWAY_URL=address, CONTROLLER_URL=controller or address, API_KEY="sk-1"
+    )
 
 
 def test_the_check_streams_a_completion(server: Callable[[Answer], str]) -> None:
@@ -177,8 +179,8 @@ def test_the_check_fails_where_no_stream_ends_well(server: Callable[[Answer], st
 
 def test_the_check_names_the_part_that_is_away(server: Callable[[Answer], str]) -> None:
     def without_controller(method: str, path: str, authorization: str) -> tuple[int, bytes]:
-        return (503, b"") if path == "/healthz" else gateway([], b"")(method, path, authorization)
+        return 503, b""
 
-    done = check(server(without_controller), seconds="0.5")
+    done = check(server(gateway([], b"")), server(without_controller), seconds="0.5")
     assert done.returncode == 1
     assert "FAILED controller: HTTP Error 503" in done.stdout

@@ -69,7 +69,7 @@ def main():
     env = os.environ
     checks = [
         ("gateway", answers, env["GATEWAY_URL"] + "/readyz"),
-        ("controller", answers, env["CONTROLLER_URL"] + "/healthz"),
+        ("controller", answers, env["CONTROLLER_URL"] + "/readyz"),
     ]
     if "MLFLOW_URL" in env:
         checks.append(("MLflow", answers, env["MLFLOW_URL"] + "/health"))
