@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import openai
 from pydantic import Field
 
@@ -37,6 +38,9 @@ class Behaviour(Resource):
     blames_wrong: float = Field(default=0.4, ge=0, le=1, description="Thumb down for a wrong answer.")
     repeats_wrong: float = Field(default=0.2, ge=0, le=1, description="Asks the same again after a wrong answer.")
     escalates_wrong: float = Field(default=0.1, ge=0, le=1, description="Asks for a person after a wrong answer.")
+    repeats_failed: int = Field(
+        default=0, ge=0, le=10, description="Times a failed request is sent again before it counts as failed."
+    )
 
 
 @dataclass
@@ -49,11 +53,16 @@ class Counts:
     wrong: int = 0
     left: int = 0
     failed: int = 0
+    repeated: int = 0
     thumbs_up: int = 0
     thumbs_down: int = 0
     retries: int = 0
     escalations: int = 0
     last_error: str = ""
+
+
+class _CutShort(Exception):
+    """An answer ended before its last chunk."""
 
 
 class Crowd:
@@ -93,27 +102,43 @@ class Crowd:
         """Ask one question and react; True when the user asks the same again."""
         self.counts.requests += 1
         leaves = self.rng.random() < self.behaviour.leaves
-        text = ""
-        try:
-            raw = await self.client.chat.completions.with_raw_response.create(
-                model=self.model,
-                messages=[{"role": "user", "content": question.prompt}],
-                stream=True,
-                temperature=0,
-                max_tokens=24,
-                user=user,
-            )
-            async with raw.parse() as stream:
-                async for chunk in stream:
-                    text += (chunk.choices[0].delta.content or "") if chunk.choices else ""
-                    if leaves and text:
-                        self.counts.left += 1
-                        return False
-        except openai.OpenAIError as error:
-            self.counts.failed += 1
-            self.counts.last_error = f"{type(error).__name__}: {error}"[:200]
+        for left in range(self.behaviour.repeats_failed, -1, -1):
+            try:
+                request, text = await self._stream(user, question, leaves)
+                break
+            except (openai.OpenAIError, httpx2.HTTPError, _CutShort) as error:
+                self.counts.last_error = f"{type(error).__name__}: {error}"[:200]
+                if left == 0:
+                    self.counts.failed += 1
+                    return False
+                self.counts.repeated += 1
+                await asyncio.sleep(1)
+        if leaves and text:
+            self.counts.left += 1
             return False
-        return await self._react(raw.headers["x-request-id"], is_correct(question, text))
+        return await self._react(request, is_correct(question, text))
+
+    async def _stream(self, user: str, question: Question, leaves: bool) -> tuple[str, str]:
+        """The request's id and the answer; only its beginning where the user leaves."""
+        raw = await self.client.chat.completions.with_raw_response.create(
+            model=self.model,
+            messages=[{"role": "user", "content": question.prompt}],
+            stream=True,
+            temperature=0,
+            max_tokens=24,
+            user=user,
+        )
+        text, finished = "", False
+        async with raw.parse() as stream:
+            async for chunk in stream:
+                for choice in chunk.choices:
+                    text += choice.delta.content or ""
+                    finished = finished or choice.finish_reason is not None
+                if leaves and text:
+                    break
+        if not finished and not (leaves and text):
+            raise _CutShort("the stream ended without a reason")
+        return raw.headers["x-request-id"], text
 
     async def _react(self, request: str, right: bool) -> bool:
         """Give the feedback that the answer deserves, mostly; True when the user asks again."""

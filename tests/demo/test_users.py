@@ -20,7 +20,8 @@ class Engine:
 
     def __init__(self) -> None:
         self.right = True
-        self.status = 200
+        self.whole = True
+        self.status = self.then = 200
         self.feedback: list[dict[str, object]] = []
         self.users: list[str] = []
         self.answers = {q.prompt: q.answer for kind in KINDS for q in questions(kind)}
@@ -35,15 +36,16 @@ class Engine:
         body = await request.json()
         self.users.append(body["user"])
         if self.status != 200:
-            return web.json_response({"error": {"message": "no", "type": "server_error"}}, status=self.status)
+            status, self.status = self.status, self.then
+            return web.json_response({"error": {"message": "no", "type": "server_error"}}, status=status)
         text = self.answers[body["messages"][-1]["content"]] if self.right else "nobody knows"
         response = web.StreamResponse(
             headers={"content-type": "text/event-stream", "x-request-id": f"r{len(self.users)}"}
         )
         await response.prepare(request)
-        for word in ("it", "is", text):
+        for word, reason in (("it", None), ("is", None), (text, "stop" if self.whole else None)):
             chunk = {"id": "c", "object": "chat.completion.chunk", "created": 0, "model": "m"}
-            delta = {"choices": [{"index": 0, "delta": {"content": f" {word}"}}]}
+            delta = {"choices": [{"index": 0, "delta": {"content": f" {word}"}, "finish_reason": reason}]}
             await response.write(b"data: " + json.dumps(chunk | delta).encode() + b"\n\n")
         await response.write(b"data: [DONE]\n\n")
         return response
@@ -104,7 +106,23 @@ async def test_users_who_leave_say_nothing_and_failures_are_counted(engine: tupl
     crowd = await crowd_of(url, 8, leaves=1.0)
     assert crowd.counts.left == crowd.counts.requests >= 8
     assert fake.feedback == []
-    fake.status = 503
+    fake.status = fake.then = 503
     crowd = await crowd_of(url, 8, leaves=0.0)
     assert crowd.counts.failed == crowd.counts.requests >= 8
     assert "503" in crowd.counts.last_error
+
+
+async def test_an_answer_that_is_cut_short_failed(engine: tuple[Engine, str]) -> None:
+    fake, url = engine
+    fake.whole = False
+    crowd = await crowd_of(url, 8, leaves=0.0)
+    assert crowd.counts.failed == crowd.counts.requests >= 8
+    assert crowd.counts.right == crowd.counts.wrong == 0
+
+
+async def test_a_failed_request_is_sent_again_and_counts_once(engine: tuple[Engine, str]) -> None:
+    fake, url = engine
+    fake.status = 503
+    crowd = await crowd_of(url, 8, leaves=0.0, repeats_failed=2)
+    assert (crowd.counts.repeated, crowd.counts.failed) == (1, 0)
+    assert crowd.counts.right == crowd.counts.requests >= 8
