@@ -177,27 +177,49 @@ class LocalRay:
 
 async def end_tagged(tag: str) -> int:
     """Ends every process of this user whose environment carries the tag: asks, waits, then kills. Returns how many there were."""
-    count = len(found := tagged(tag))
-    heads = [process for process in found if process.ppid() not in {other.pid for other in found}]
-    _signal(heads, kill=False)  # Ray's head takes its children down in order
+    found = set(tagged(tag))
+    count = len(found)
+    _signal(
+        [process for process in found if process.parent() not in found], kill=False
+    )  # Ray's head takes its children down in order
     loop = asyncio.get_running_loop()
     deadline = loop.time() + _STOP_SECONDS
-    while tagged(tag) and loop.time() < deadline:  # noqa: ASYNC110  (processes that are not our children send no event)
-        await asyncio.sleep(0.2)
-    while found := tagged(tag):
-        _signal(found, kill=True)
-        await asyncio.sleep(0.05)
+    # Those seen once stay known: an orphan whose environment is gone is found by nothing else.
+    while found := _living(found | set(tagged(tag))):
+        if loop.time() > deadline:
+            _signal(found, kill=True)
+        await asyncio.sleep(0.1)  # processes that are not our children send no event
     return count
 
 
 def tagged(tag: str) -> list[psutil.Process]:
-    """Live processes of this user whose environment carries the tag, without the caller itself."""
-    return [process for process in psutil.process_iter() if process.pid != os.getpid() and _carries(process, tag)]
+    """Live processes of this user whose environment carries the tag and their descendants, without the caller itself.
+
+    The parts of Ray's dashboard write their title over the whole of their environment.
+    """
+    found: set[psutil.Process] = set()
+    for process in psutil.process_iter():
+        if process.pid != os.getpid() and process not in found and _carries(process, tag):
+            found.add(process)
+            with contextlib.suppress(psutil.Error):
+                found.update(process.children(recursive=True))
+    return sorted(_living(found), key=lambda process: process.pid)
+
+
+def _living(processes: Iterable[psutil.Process]) -> set[psutil.Process]:
+    living = set()
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                living.add(process)
+    return living
 
 
 def _carries(process: psutil.Process, tag: str) -> bool:
+    # Read raw: Ray's agents write their title over the block's beginning, and psutil takes the empty strings there for its end.
     with contextlib.suppress(psutil.Error, OSError):
-        return process.environ().get(TAG) == tag and process.status() != psutil.STATUS_ZOMBIE
+        entries = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+        return f"{TAG}={tag}".encode() in entries
     return False
 
 

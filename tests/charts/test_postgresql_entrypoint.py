@@ -69,7 +69,8 @@ class Server:
                     host="127.0.0.1", port=self._port, user=role, password=password, dbname=database or role
                 )
             except psycopg.OperationalError as error:
-                if "refused" not in str(error) or time.monotonic() > deadline:
+                not_yet = "refused" in str(error) or "starting up" in str(error)
+                if not not_yet or time.monotonic() > deadline:
                     raise
                 time.sleep(0.1)
 

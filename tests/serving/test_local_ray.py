@@ -7,10 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from services.serving.errors import LocalRayError
-from services.serving.local_ray import TAG, LocalRay, tagged
+from services.serving.local_ray import TAG, LocalRay, end_tagged, tagged
 
 # Answers the REST API on the dashboard's port, and leaves a grandchild in another session that ignores SIGTERM, as Ray's workers may.
 RAY = """#!{python}
@@ -93,6 +94,29 @@ async def test_what_a_crash_left_is_ended_at_the_next_start(tmp_path: Path) -> N
         await head.ray.stop()
         stranger.kill()
         stranger.wait()
+
+
+async def test_an_orphan_without_an_environment_is_ended_with_its_parent(tmp_path: Path) -> None:
+    head = Head(tmp_path)
+    stubborn = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
+    )
+    parent = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            f"import subprocess, sys; subprocess.run([sys.executable, '-c', {stubborn!r}], env={{}})",
+        ],
+        env={**os.environ, TAG: head.tag},
+        stdout=subprocess.PIPE,
+    )
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == b"up\n"
+    child = psutil.Process(parent.pid).children()[0]
+    assert child in tagged(head.tag)
+    assert await end_tagged(head.tag) == 2
+    parent.communicate()
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
 
 async def test_a_head_that_dies_says_why(tmp_path: Path) -> None:
