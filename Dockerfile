@@ -1,33 +1,45 @@
 # One target an image:  docker build --target gateway -t understudy-gateway .
-# The engine comes in two variants:  --build-arg ACCELERATOR=cpu (default) | cuda
+# The engine for CPUs is target `engine`, the one for GPUs target `engine-cuda`.
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 # Ray's own LLM image: Ray Serve, vLLM and CUDA together. The engine needs nothing of ours beside it.
 ARG CUDA_ENGINE_IMAGE=rayproject/ray-llm:2.60.0-py311-cu130
-ARG ACCELERATOR=cpu
 ARG VERSION=0.1.0
 
 # --- environments are built with uv and a compiler at hand, then copied into images that have neither
 FROM ${PYTHON_IMAGE} AS build
 COPY requirements/uv.txt /build/requirements/uv.txt
 RUN python3 -m venv /build/uv && /build/uv/bin/pip install --quiet --require-hashes -r /build/requirements/uv.txt
-ENV PATH=/build/uv/bin:$PATH UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1 UV_PYTHON_DOWNLOADS=never
+ENV PATH=/build/uv/bin:$PATH UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never
 WORKDIR /build
 
-FROM build AS build-platform
+# Gateway and controller keep no tests of their packages, no client for other event loops, and bytecode only of what the process imports when it starts.
+FROM build AS build-gateway
+COPY requirements/gateway.txt requirements/
+RUN uv venv --quiet --python python3 /opt/understudy && uv pip install --quiet --python /opt/understudy/bin/python --require-hashes -r requirements/gateway.txt
+COPY pyproject.toml README.md LICENSE ./
+COPY services services
+COPY pipelines pipelines
+RUN uv pip install --quiet --python /opt/understudy/bin/python --no-deps . \
+    && find /opt/understudy -type d -name tests -prune -exec rm -r {} + \
+    && /opt/understudy/bin/python -c "import services.gateway.__main__, sqlalchemy.dialects.postgresql.psycopg, uvloop"
+
+FROM build AS build-controller
 COPY requirements/platform.txt requirements/
 RUN uv venv --quiet --python python3 /opt/understudy && uv pip install --quiet --python /opt/understudy/bin/python --require-hashes -r requirements/platform.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY services services
 COPY pipelines pipelines
-RUN uv pip install --quiet --python /opt/understudy/bin/python --no-deps .
+RUN uv pip install --quiet --python /opt/understudy/bin/python --no-deps . \
+    && find /opt/understudy -type d \( -name tests -o -path '*/kubernetes/aio' \) -prune -exec rm -r {} + \
+    && /opt/understudy/bin/python -c "import services.rollout.__main__, services.serving.fetch, services.cli.main, sqlalchemy.dialects.postgresql.psycopg, mlflow"
 
 FROM build AS build-mlflow
 COPY requirements/mlflow.txt requirements/
-RUN uv venv --quiet --python python3 /opt/mlflow && uv pip install --quiet --python /opt/mlflow/bin/python --require-hashes -r requirements/mlflow.txt
+RUN uv venv --quiet --python python3 /opt/mlflow && uv pip install --quiet --compile-bytecode --python /opt/mlflow/bin/python --require-hashes -r requirements/mlflow.txt
 
 FROM build AS build-engine
 COPY requirements/engine.txt requirements/
-RUN uv venv --quiet --python python3 /opt/engine && uv pip install --quiet --python /opt/engine/bin/python --no-deps --require-hashes -r requirements/engine.txt
+RUN uv venv --quiet --python python3 /opt/engine && uv pip install --quiet --compile-bytecode --python /opt/engine/bin/python --no-deps --require-hashes -r requirements/engine.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY services services
 COPY pipelines pipelines
@@ -42,14 +54,14 @@ ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 DO_NOT_TRACK=true
 WORKDIR /home/understudy
 
 FROM runtime AS gateway
-COPY --from=build-platform /opt/understudy /opt/understudy
+COPY --from=build-gateway /opt/understudy /opt/understudy
 ENV PATH=/opt/understudy/bin:$PATH
 USER 10001
 EXPOSE 8080
 ENTRYPOINT ["python", "-m", "services.gateway"]
 
 FROM runtime AS controller
-COPY --from=build-platform /opt/understudy /opt/understudy
+COPY --from=build-controller /opt/understudy /opt/understudy
 ENV PATH=/opt/understudy/bin:$PATH
 USER 10001
 ENTRYPOINT ["python", "-m", "services.rollout"]
@@ -76,17 +88,17 @@ EXPOSE 5432
 STOPSIGNAL SIGINT
 ENTRYPOINT ["postgresql-entrypoint"]
 
-FROM runtime AS engine-cpu
+FROM runtime AS engine
 # vLLM's CPU kernels link libnuma; torch compiles nothing at run time when dynamo is off, so no compiler is needed.
 RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends libnuma1 && rm -rf /var/lib/apt/lists/*
 COPY --from=build-engine /opt/engine /opt/engine
 # One process an engine, no fetching of files that are there: services/serving/engine_plugin.py and local_engine.py say why.
 ENV PATH=/opt/engine/bin:$PATH TORCHDYNAMO_DISABLE=1 VLLM_CPU_KVCACHE_SPACE=1 UNDERSTUDY_ENGINE_IN_PROCESS=1 \
-    RAYLLM_VLLM_ENGINE_CLS=services.serving.local_engine:LocalEngine
+    RAYLLM_VLLM_ENGINE_CLS=services.serving.local_engine:LocalEngine \
+    HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 RAY_USAGE_STATS_ENABLED=0 RAY_SERVE_ENABLE_HA_PROXY=1 RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING=1
 USER 10001
+EXPOSE 8000
 
 FROM ${CUDA_ENGINE_IMAGE} AS engine-cuda
-
-FROM engine-${ACCELERATOR} AS engine
 ENV HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 RAY_USAGE_STATS_ENABLED=0 RAY_SERVE_ENABLE_HA_PROXY=1 RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING=1
 EXPOSE 8000

@@ -85,7 +85,7 @@ verify: generate ## fail when what is generated is not what is committed
 
 COMPILE = $(UV) pip compile --quiet --universal --no-emit-index-url --generate-hashes --python-version 3.11
 lock: | $(UV) ## compile requirements/*.in to *.txt
-	@for name in uv platform mlflow dev; do $(COMPILE) requirements/$$name.in -o requirements/$$name.txt; done
+	@for name in uv platform gateway mlflow dev; do $(COMPILE) requirements/$$name.in -o requirements/$$name.txt; done
 	@$(COMPILE) --override requirements/engine-overrides.txt requirements/engine.in -o requirements/engine.txt
 
 clean: ## remove environments, models and the demo's files

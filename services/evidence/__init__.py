@@ -1,6 +1,6 @@
 """The mathematics of rollouts: turns units (users) into readings that may be looked at any time.
 
-Called by `services.rollout`. Imports numpy, scipy and the standard library alone; reads no clock, no file, no
+Called by `services.rollout`. Imports numpy and the standard library alone; reads no clock, no file, no
 environment. `docs/concepts/evidence.md` explains what is tested and why.
 """
 

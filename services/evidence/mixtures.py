@@ -8,11 +8,11 @@ Throughout, `s` is a sum of centred observations, `v` its intrinsic time (n·p·
 level over all times.
 """
 
+import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-
-from scipy.optimize import brentq
 
 TUNED_FOR_UNITS = 100
 """Sample size at which the bounds for proportions and quantiles are tightest."""
@@ -72,11 +72,36 @@ class BetaBinomialMixture:
         threshold, largest = math.log(1 / alpha), v / self.g
         if self.log_martingale(largest, v) <= threshold:
             return largest
-        return float(brentq(lambda s: self.log_martingale(s, v) - threshold, 0.0, largest, xtol=1e-10))
+        return _root(lambda s: self.log_martingale(s, v) - threshold, 0.0, largest)
 
 
 def _log_beta(a: float, b: float) -> float:
     return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+
+
+def _root(function: Callable[[float], float], low: float, high: float, tolerance: float = 2e-12) -> float:
+    """Where `function` is 0 between `low` and `high`, at which its signs differ. Ridders' method: as fast as Brent's here, in few lines.
+
+    Raises ValueError where the signs are the same. Source: C. Ridders, IEEE Transactions on Circuits and Systems 26 (1979).
+    """
+    at_low, at_high = function(low), function(high)
+    if at_low * at_high > 0:
+        raise ValueError(f"no change of sign between {low} and {high}")
+    last = math.inf
+    while at_low and at_high and high - low > tolerance:
+        middle = (low + high) / 2
+        at_middle = function(middle)
+        slope = math.copysign(math.sqrt(at_middle**2 - at_low * at_high), at_low - at_high)
+        guess = middle + (middle - low) * at_middle / slope
+        at_guess = function(guess)
+        if at_guess == 0 or abs(guess - last) <= tolerance:
+            return guess
+        last = guess
+        points = sorted(((low, at_low), (middle, at_middle), (guess, at_guess), (high, at_high)))
+        (low, at_low), (high, at_high) = next(
+            (left, right) for left, right in itertools.pairwise(points) if left[1] * right[1] <= 0
+        )
+    return low if at_low == 0 else high if at_high == 0 else (low + high) / 2
 
 
 @lru_cache(maxsize=64)
@@ -102,6 +127,6 @@ def bernoulli_interval(successes: int, trials: int, alpha: float) -> tuple[float
         return log_coin_martingale(successes, trials, p, alpha) - threshold
 
     inside = min(max(rate, edge), 1 - edge)
-    lower = float(brentq(excess, edge, inside)) if excess(edge) > 0 > excess(inside) else 0.0
-    upper = float(brentq(excess, inside, 1 - edge)) if excess(1 - edge) > 0 > excess(inside) else 1.0
+    lower = _root(excess, edge, inside) if excess(edge) > 0 > excess(inside) else 0.0
+    upper = _root(excess, inside, 1 - edge) if excess(1 - edge) > 0 > excess(inside) else 1.0
     return lower, upper
