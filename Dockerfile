@@ -5,45 +5,41 @@ ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 ARG CUDA_ENGINE_IMAGE=rayproject/ray-llm:2.60.0-py311-cu130
 ARG VERSION=0.1.0
 
-# --- environments are built with uv and a compiler at hand, then copied into images that have neither
+# --- environments are made with uv, which is in no image
 FROM ${PYTHON_IMAGE} AS build
 COPY requirements/uv.txt /build/requirements/uv.txt
 RUN python3 -m venv /build/uv && /build/uv/bin/pip install --quiet --require-hashes -r /build/requirements/uv.txt
-ENV PATH=/build/uv/bin:$PATH UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never
+# Without a cache, files are moved to where they belong: a layer holds them once.
+ENV PATH=/build/uv/bin:$PATH UV_NO_CACHE=1 UV_PYTHON_DOWNLOADS=never
 WORKDIR /build
+
+FROM build AS build-services
+COPY pyproject.toml README.md LICENSE ./
+COPY services services
+COPY pipelines pipelines
+RUN uv build --quiet --wheel --out-dir /build/wheels .
 
 # Gateway and controller keep no tests of their packages, no client for other event loops, and bytecode only of what the process imports when it starts.
 FROM build AS build-gateway
 COPY requirements/gateway.txt requirements/
 RUN uv venv --quiet --python python3 /opt/understudy && uv pip install --quiet --python /opt/understudy/bin/python --require-hashes -r requirements/gateway.txt
-COPY pyproject.toml README.md LICENSE ./
-COPY services services
-COPY pipelines pipelines
-RUN uv pip install --quiet --python /opt/understudy/bin/python --no-deps . \
+COPY --from=build-services /build/wheels wheels
+RUN uv pip install --quiet --python /opt/understudy/bin/python --no-deps wheels/*.whl \
     && find /opt/understudy -type d -name tests -prune -exec rm -r {} + \
     && /opt/understudy/bin/python -c "import services.gateway.__main__, sqlalchemy.dialects.postgresql.psycopg, uvloop"
 
 FROM build AS build-controller
 COPY requirements/platform.txt requirements/
 RUN uv venv --quiet --python python3 /opt/understudy && uv pip install --quiet --python /opt/understudy/bin/python --require-hashes -r requirements/platform.txt
-COPY pyproject.toml README.md LICENSE ./
-COPY services services
-COPY pipelines pipelines
-RUN uv pip install --quiet --python /opt/understudy/bin/python --no-deps . \
+COPY --from=build-services /build/wheels wheels
+RUN uv pip install --quiet --python /opt/understudy/bin/python --no-deps wheels/*.whl \
     && find /opt/understudy -type d \( -name tests -o -path '*/kubernetes/aio' \) -prune -exec rm -r {} + \
     && /opt/understudy/bin/python -c "import services.rollout.__main__, services.serving.fetch, services.cli.main, sqlalchemy.dialects.postgresql.psycopg, mlflow"
 
 FROM build AS build-mlflow
 COPY requirements/mlflow.txt requirements/
-RUN uv venv --quiet --python python3 /opt/mlflow && uv pip install --quiet --compile-bytecode --python /opt/mlflow/bin/python --require-hashes -r requirements/mlflow.txt
-
-FROM build AS build-engine
-COPY requirements/engine.txt requirements/
-RUN uv venv --quiet --python python3 /opt/engine && uv pip install --quiet --compile-bytecode --python /opt/engine/bin/python --no-deps --require-hashes -r requirements/engine.txt
-COPY pyproject.toml README.md LICENSE ./
-COPY services services
-COPY pipelines pipelines
-RUN uv pip install --quiet --python /opt/engine/bin/python --no-deps .
+RUN uv venv --quiet --python python3 /opt/mlflow \
+    && uv pip install --quiet --compile-bytecode --python /opt/mlflow/bin/python --require-hashes -r requirements/mlflow.txt
 
 # --- what every image of ours shares: an unprivileged user, no package manager's leftovers, labels
 FROM ${PYTHON_IMAGE} AS runtime
@@ -91,7 +87,14 @@ ENTRYPOINT ["postgresql-entrypoint"]
 FROM runtime AS engine
 # vLLM's CPU kernels link libnuma; torch compiles nothing at run time when dynamo is off, so no compiler is needed.
 RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends libnuma1 && rm -rf /var/lib/apt/lists/*
-COPY --from=build-engine /opt/engine /opt/engine
+# 7 GB: made in place, since a copy would need that much twice.
+RUN --mount=type=bind,from=build,source=/build/uv,target=/build/uv \
+    --mount=type=bind,source=requirements/engine.txt,target=/build/engine.txt \
+    export PATH=/build/uv/bin:$PATH UV_NO_CACHE=1 UV_PYTHON_DOWNLOADS=never && uv venv --quiet --python python3 /opt/engine \
+    && uv pip install --quiet --compile-bytecode --python /opt/engine/bin/python --no-deps --require-hashes -r /build/engine.txt
+RUN --mount=type=bind,from=build,source=/build/uv,target=/build/uv \
+    --mount=type=bind,from=build-services,source=/build/wheels,target=/build/wheels \
+    /build/uv/bin/uv pip install --quiet --no-cache --compile-bytecode --python /opt/engine/bin/python --no-deps /build/wheels/*.whl
 # One process an engine, no fetching of files that are there: services/serving/engine_plugin.py and local_engine.py say why.
 ENV PATH=/opt/engine/bin:$PATH TORCHDYNAMO_DISABLE=1 VLLM_CPU_KVCACHE_SPACE=1 UNDERSTUDY_ENGINE_IN_PROCESS=1 \
     RAYLLM_VLLM_ENGINE_CLS=services.serving.local_engine:LocalEngine \

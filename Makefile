@@ -21,10 +21,10 @@ INSTALL = $(UV) pip install --quiet --require-hashes
 	@.cache/uv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
 	@touch $@
 
-.venv/ready: requirements/platform.txt requirements/dev.txt pyproject.toml | $(UV)
+.venv/ready: requirements/platform.txt requirements/gateway.txt requirements/dev.txt pyproject.toml | $(UV)
 	@echo "setting up the platform's environment (.venv)"
 	@$(UV) venv --quiet --clear --python "$$(command -v $(PYTHON))" .venv
-	@$(INSTALL) --python $(BIN)/python -r requirements/platform.txt -r requirements/dev.txt
+	@$(INSTALL) --python $(BIN)/python -r requirements/platform.txt -r requirements/gateway.txt -r requirements/dev.txt
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
