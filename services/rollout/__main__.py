@@ -135,6 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--all-namespaces", action="store_true", help="with --kubernetes: act on all namespaces")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("kopf").setLevel(logging.WARNING)  # it tells of every change that it hands over
     given = {"namespace": options.namespace, "all_namespaces": options.all_namespaces or None}
     try:
         settings = ControllerSettings(**{key: value for key, value in given.items() if value is not None})

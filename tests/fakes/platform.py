@@ -42,7 +42,8 @@ class FakePlatform:
 
     async def observe(self, service: str) -> dict[str, RevisionState]:
         self._answer()
-        return dict(self.engines)
+        others = {revision.name for revision in self.applied if revision.service != service}
+        return {name: state for name, state in self.engines.items() if name not in others}
 
     async def close(self) -> None:
         pass

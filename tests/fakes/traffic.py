@@ -54,7 +54,7 @@ class Traffic:
 
     def renew(self) -> None:
         """The gateway lives, obeys the newest route, and has delivered everything."""
-        routes = {name: route.version for name, route in self._store.routes().items()}
+        routes = {name: route.version for name, route in self._store.routes({}).items()}
         now = self._clock.now
         self._store.renew_lease(GatewayLease("g1", "b1", None, routes, now, now + 120, self._sequence, 0, 0))
 

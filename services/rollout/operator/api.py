@@ -40,6 +40,7 @@ PAGE: Final = 500
 config: Final[Any] = untyped_config  # the package has types for its clients, none for this part
 _AGAIN: Final = frozenset({408, 429, 500, 502, 503, 504})
 _NAMESPACE_FILE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+_COUNTED: Final = 10_000  # events whose repetitions are remembered
 _NOTE: Final = 1024  # characters of an event's message
 
 
@@ -89,6 +90,7 @@ class KubernetesApi:
         configuration.connection_pool_maxsize = threads
         self._client = client.ApiClient(configuration)
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="kubernetes")
+        self._counted: dict[str, int] = {}
         self._plurals: dict[tuple[str, str], str] = {}
         self._rest_until = float("-inf")
 
@@ -258,8 +260,11 @@ class KubernetesApi:
         except KubernetesRejected as error:
             if error.status != 409:
                 raise
-        present = await self.get("", "v1", metadata["namespace"], "events", name) or {}
-        again = {"count": present.get("count", 0) + 1, "lastTimestamp": now, "message": message[:_NOTE]}
+        # Who may write events may not always read them: the count is this process's own.
+        if len(self._counted) > _COUNTED:
+            self._counted.clear()
+        count = self._counted[name] = self._counted.get(name, 1) + 1
+        again = {"count": count, "lastTimestamp": now, "message": message[:_NOTE]}
         await self._json("PATCH", f"{path}/{name}", None, again, "application/merge-patch+json")
 
     async def _plural(self, api_version: str, kind: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, Final
 
 from services.rollout.operator.api import LLM_SERVICE
 from services.rollout.operator.resource import ServiceResource, Surroundings
@@ -17,6 +17,9 @@ from services.rollout.operator.watch import Watch
 from services.rollout.platforms.kubernetes_objects import KubernetesError
 
 log = logging.getLogger(__name__)
+
+LIST_SECONDS: Final = 60.0
+"""Between lists of all resources. A watch that was broken off for long never tells what vanished meanwhile; a list does."""
 
 
 class ClusterSource:
@@ -26,28 +29,41 @@ class ClusterSource:
         self._around, self._namespace = around, namespace
         self._resources: dict[str, ServiceResource] = {}
         self._watch: Watch | None = None
+        self._listed_at = float("-inf")
 
     async def refresh(self) -> None:
-        """Begins to watch, and begins anew where watching has ended."""
-        if self._watch is not None and self._watch.alive:
+        """Begins to watch, and begins anew where watching has ended; lists all resources now and then."""
+        if self._watch is not None and not self._watch.alive:
+            await self._unwatch()
+        now = self._around.clock.monotonic()
+        if self._watch is not None and now < self._listed_at + LIST_SECONDS:
             return
-        await self._unwatch()
+        # All at once, before any of them acts: who has a name is known only then.
+        if not await self._list():
+            return
+        self._listed_at = now
+        if self._watch is None:
+            self._watch = Watch(self._around.api, self._namespace, self.see, self.lose)
+            self._watch.start()
+
+    async def _list(self) -> bool:
+        """Whether the API server said what there is. What the watch has told since it was asked is newer."""
+        before = {uid: resource.body for uid, resource in self._resources.items()}
         try:
-            # All at once, before any of them acts: who has a name is known only then. And what vanished unseen is missing here.
             found = await self._around.api.list(
                 LLM_SERVICE.group, LLM_SERVICE.version, self._namespace, LLM_SERVICE.plural
             )
         except KubernetesError as error:
             log.warning("resources cannot be listed: %s", error)
-            return
+            return False
         for body in found:
-            # The items of a list do not say what they are.
-            self.see({**body, "apiVersion": LLM_SERVICE.api_version, "kind": LLM_SERVICE.kind})
-        present = {body["metadata"]["uid"] for body in found}
-        for uid in self._resources.keys() - present:
-            self.lose(self._resources[uid].body)
-        self._watch = Watch(self._around.api, self._namespace, self.see, self.lose)
-        self._watch.start()
+            known = self._resources.get(body["metadata"]["uid"])
+            if known is None or known.body is before.get(body["metadata"]["uid"]):
+                # The items of a list do not say what they are.
+                self.see({**body, "apiVersion": LLM_SERVICE.api_version, "kind": LLM_SERVICE.kind})
+        for uid in before.keys() - {body["metadata"]["uid"] for body in found}:
+            self.lose(before[uid])
+        return True
 
     def services(self) -> Collection[str]:
         """See `Source`; resources go by their uid."""

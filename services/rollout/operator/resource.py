@@ -1,7 +1,7 @@
 """One `LLMService` resource as the cluster shows it, with the loop of its service: what each of its turns reads from the resource and tells
 about it. Driven by `cluster`; decides nothing about rollouts.
 
-An API server that is away delays what is told, never a look: looks need the store alone.
+An API server that is away delays what is told (`telling`), never a look: looks need the store alone.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -24,6 +23,7 @@ from services.rollout.actions import AnswerCommand, Emit
 from services.rollout.decide import Decision
 from services.rollout.loop import ServiceLoop
 from services.rollout.operator.api import LLM_SERVICE, KubernetesApi
+from services.rollout.operator.telling import GONE, TELL_SECONDS, Happening, Teller
 from services.rollout.platforms.kubernetes_objects import KubernetesError, KubernetesRejected
 from services.rollout.resource_status import HISTORY, refused_status, service_status
 from services.rollout.resources import LLMService
@@ -35,15 +35,9 @@ log = logging.getLogger(__name__)
 FINALIZER: Final = "understudy.dev/drain"
 COMMAND: Final = "understudy.dev/command"
 COMMAND_BY: Final = "understudy.dev/command-by"
-MANAGER: Final = "understudy"
-"""The field manager of what is applied."""
-TELL_SECONDS: Final = 15.0
-"""How long a turn may talk to the API server before it goes on; what was not told is told at a later turn."""
-
 REFUSED_SECONDS: Final = 10.0
 """Pause of a resource that is not acted on; a change wakes it."""
 
-_GONE: Final = (404, 409)  # there is no such object (any more), or another one of its name
 _CHANGED: Final = 422  # a JSON patch's test failed
 _ALARMING: Final = frozenset({"abort", "error", "hold"})
 _GOOD_NEWS: Final = frozenset({reasons.SERVING, "Reachable"})
@@ -91,11 +85,12 @@ class ServiceResource:
         self._around = around
         self._loop: ServiceLoop | None = None
         self._valid: LLMService | None = None
-        self._said: Mapping[str, Any] | None = body.get("status")
+        """The last version that was right; it stays in force."""
+        self._wrong: str | None = None
+        self._read_generation: int | None = None
+        self._teller = Teller(around.api, around.clock, body.get("status"))
         self._history: list[RolloutRow] | None = None
         self._command: Command | None = None
-        self._untold: deque[tuple[str, str, str, str, str]] = deque(maxlen=100)
-        """Events that the API server has not got yet: type, reason, action, message, what they are about."""
         self._awake = asyncio.Event()
         self.gone = False
         """Whether the cluster has no such resource any more."""
@@ -127,20 +122,20 @@ class ServiceResource:
 
     async def turn(self, holder: Mapping[str, Any]) -> float | None:
         """One turn; seconds until the next. None: nothing of the resource is left here."""
+        if self._teller.lost:
+            self._teller.lost = False
+            await self._read_again()
         metadata = self.body["metadata"]
         if self.gone or metadata.get("deletionTimestamp"):
             return await self._leave(holder)
         if holder["metadata"]["uid"] != metadata["uid"]:
             where = holder["metadata"]["namespace"]
-            return await self._refuse(
-                reasons.NAME_TAKEN, f"the older resource in namespace {where} has the name: rename this one"
-            )
-        try:
-            self._valid, wrong = parse(self.body), None
-        except ValidationError as error:
-            wrong = explain(error, LLMService)
+            self._refuse(reasons.NAME_TAKEN, f"the older resource in namespace {where} has the name: rename this one")
+            return REFUSED_SECONDS
+        self._read()
         if self._valid is None:
-            return await self._refuse(reasons.INVALID_RESOURCE, str(wrong))
+            self._refuse(reasons.INVALID_RESOURCE, self._wrong or "")
+            return REFUSED_SECONDS
         if not await self._hold():
             return loops.RETRY_SECONDS
         loop = self._running(self._valid)
@@ -150,14 +145,34 @@ class ServiceResource:
         if decision is None:
             return loops.RETRY_SECONDS
         self._note_events(decision)
-        await self._tell(self._report(decision, wrong))
+        await self._report(decision)
         return self._valid.spec.rollout.look
+
+    def _read(self) -> None:
+        """What the resource wants, where that has changed."""
+        generation = self._generation
+        if generation == self._read_generation:
+            return
+        self._read_generation = generation
+        try:
+            self._valid, self._wrong = parse(self.body), None
+        except ValidationError as error:
+            self._wrong = explain(error, LLMService)
+
+    @property
+    def _generation(self) -> int:
+        return int(self.body["metadata"]["generation"])
 
     async def close(self) -> None:
         """Ends what runs beside the turns."""
+        await self._teller.close()
         if self._loop is not None:
             await self._loop.close()
             self._loop = None
+
+    async def told(self) -> None:
+        """Returns when nothing is being told."""
+        await self._teller.told()
 
     async def _rest(self, pause: float) -> None:
         if self._loop is not None:
@@ -200,9 +215,15 @@ class ServiceResource:
         """Whether it was done; a resource that had changed under the patch is read again, for the next try."""
         metadata = self.body["metadata"]
         try:
-            self.body = await self._around.api.patch(LLM_SERVICE, metadata["namespace"], metadata["name"], operations)
+            async with asyncio.timeout(TELL_SECONDS):
+                self.body = await self._around.api.patch(
+                    LLM_SERVICE, metadata["namespace"], metadata["name"], operations
+                )
+        except TimeoutError:
+            log.warning("%s: the API server did not answer in time", self.name)
+            return False
         except KubernetesError as error:
-            if isinstance(error, KubernetesRejected) and error.status in (*_GONE, _CHANGED):
+            if isinstance(error, KubernetesRejected) and error.status in (*GONE, _CHANGED):
                 await self._read_again()
             else:
                 log.warning("%s: %s", self.name, error)
@@ -213,11 +234,12 @@ class ServiceResource:
         """The resource as it is now, if the API server says so."""
         metadata = self.body["metadata"]
         try:
-            found = await self._around.api.get(
-                LLM_SERVICE.group, LLM_SERVICE.version, metadata["namespace"], LLM_SERVICE.plural, metadata["name"]
-            )
-        except KubernetesError as error:
-            log.warning("%s: %s", self.name, error)
+            async with asyncio.timeout(TELL_SECONDS):
+                found = await self._around.api.get(
+                    LLM_SERVICE.group, LLM_SERVICE.version, metadata["namespace"], LLM_SERVICE.plural, metadata["name"]
+                )
+        except (TimeoutError, KubernetesError) as error:
+            log.warning("%s: cannot be read again: %s", self.name, error)
             return
         if found is None or found["metadata"]["uid"] != metadata["uid"]:
             self.gone = True
@@ -234,7 +256,7 @@ class ServiceResource:
             order = Order.model_validate_json(text)
         except ValidationError as error:
             log.warning("%s: annotation %s is refused: %s", self.name, COMMAND, explain(error, Order))
-            self._untold.append(("Warning", reasons.COMMAND_REFUSED, "command", explain(error, Order), text))
+            self._teller.note(Happening("Warning", reasons.COMMAND_REFUSED, "command", explain(error, Order), text))
         else:
             stamped = annotations.get(COMMAND_BY) if self._around.stamped else None
             actor = stamped or f"claimed:{order.by or 'nobody'}"
@@ -255,14 +277,20 @@ class ServiceResource:
         store = self._around.store
         store.add_command(Command(order.id, self.name, order.rollout, order.verb, actor, order.note, store.now()))
 
-    async def _report(self, decision: Decision, wrong: str | None) -> None:
-        """The resource's status where it has changed, and an event for each thing that happened."""
+    async def _report(self, decision: Decision) -> None:
+        """Tells the resource's status after a look, and what happened."""
         look = self._loop.last if self._loop is not None else None
-        if look is None:
+        if any(isinstance(action, Emit | AnswerCommand) for action in decision.actions):
+            self._history = None
+        if look is None or self._teller.busy:
             return
-        generation = int(self.body["metadata"].get("generation", 0))
-        if self._history is None or any(isinstance(action, Emit | AnswerCommand) for action in decision.actions):
-            await asyncio.to_thread(self._remember)
+        try:
+            if self._history is None:
+                await asyncio.to_thread(self._remember)
+        except StoreError as error:
+            log.warning("%s: no status without the store: %s", self.name, error)
+            return
+        said, generation = self._teller.said, self._generation
         status = service_status(
             decision.status,
             look.route,
@@ -270,18 +298,17 @@ class ServiceResource:
             self._history or [],
             generation,
             look.now,
-            self._said,
+            said,
             command=self._command,
             address=self._around.address,
         )
-        if wrong is not None:
-            said = refused_status(reasons.INVALID_RESOURCE, wrong, generation, look.now, self._said)["conditions"]
+        if self._wrong is not None:
+            wrong = refused_status(reasons.INVALID_RESOURCE, self._wrong, generation, look.now, said)["conditions"]
             refused = {
-                condition["type"]: condition for condition in said if condition["reason"] == reasons.INVALID_RESOURCE
+                condition["type"]: condition for condition in wrong if condition["reason"] == reasons.INVALID_RESOURCE
             }
             status["conditions"] = [refused.get(condition["type"], condition) for condition in status["conditions"]]
-        await self._say(status)
-        await self._send_events()
+        self._teller.tell(self.body, status)
 
     def _remember(self) -> None:
         store = self._around.store
@@ -289,14 +316,11 @@ class ServiceResource:
         answered = [command for command in store.commands(self.name, pending=False) if command.handled_at is not None]
         self._command = max(answered, key=lambda command: (command.handled_at or 0.0, command.at), default=None)
 
-    async def _refuse(self, reason: str, message: str) -> float:
-        """The resource is not acted on, and says why."""
-        await self._tell(self._say(self._refused(reason, message)))
-        return REFUSED_SECONDS
-
-    def _refused(self, reason: str, message: str) -> dict[str, Any]:
-        generation = int(self.body["metadata"].get("generation", 0))
-        return refused_status(reason, message, generation, self._around.clock.time(), self._said)
+    def _refuse(self, reason: str, message: str) -> None:
+        """The resource is not acted on (any more), and says why."""
+        if not self._teller.busy:
+            said, now = self._teller.said, self._around.clock.time()
+            self._teller.tell(self.body, refused_status(reason, message, self._generation, now, said))
 
     async def _leave(self, holder: Mapping[str, Any]) -> float | None:
         """A turn of a resource that is being deleted, or that was taken away from under us."""
@@ -312,15 +336,14 @@ class ServiceResource:
                 return loops.RETRY_SECONDS
             self._note_events(retirement.decision)
             if retirement.waiting is not None:
-                said = self._refused(reasons.SERVICE_DELETED, f"deleted; waiting for {retirement.waiting}")
-                await self._tell(self._part(said))
+                if not self.gone:
+                    self._refuse(reasons.SERVICE_DELETED, f"deleted; waiting for {retirement.waiting}")
                 return min(loops.RETRY_SECONDS, loop.service.spec.rollout.look)
-            await self._tell(self._send_events())
+            if not self.gone:
+                await self._teller.told()
+                self._teller.tell(self.body)
+                await self._teller.told()
         return None if await self._let_go() else loops.RETRY_SECONDS
-
-    async def _part(self, status: Mapping[str, Any]) -> None:
-        await self._say(status)
-        await self._send_events()
 
     def _last_known(self) -> LLMService:
         """What is to be ended where this process has never seen a valid version: as the newest rollout knew it, or by name and model."""
@@ -339,13 +362,6 @@ class ServiceResource:
         except ValidationError:
             return LLMService.model_validate({"metadata": metadata, "spec": {"model": {"registeredModel": self.name}}})
 
-    async def _say(self, status: Mapping[str, Any]) -> None:
-        """Applies the status if it is not what was said last."""
-        if status == self._said or self.gone:
-            return
-        await self._around.api.apply_status(LLM_SERVICE, self.body, status, MANAGER)
-        self._said = status
-
     def _note_events(self, decision: Decision) -> None:
         rollout = decision.status.rollout
         for action in decision.actions:
@@ -355,25 +371,8 @@ class ServiceResource:
             alarming = action.action in _ALARMING or (condition and action.reason not in _GOOD_NEWS)
             about = rollout.id if rollout is not None and not condition else ""
             message = action.message if action.actor == "controller" else f"{action.message} (by {action.actor})"
-            self._untold.append(("Warning" if alarming else "Normal", action.reason, action.action, message, about))
-
-    async def _send_events(self) -> None:
-        while self._untold and not self.gone:
-            type_, reason, action, message, about = self._untold[0]
-            await self._around.api.event(self.body, type_, reason, action, message, f"{about}/{reason}")
-            self._untold.popleft()
-
-    async def _tell(self, telling: Coroutine[Any, Any, None]) -> None:
-        """Whatever keeps it from being told passes, and is tried again at the next turn."""
-        try:
-            async with asyncio.timeout(TELL_SECONDS):
-                await telling
-        except TimeoutError:
-            log.warning("%s: the API server did not answer in time", self.name)
-        except (KubernetesError, StoreError) as error:
-            log.warning("%s: %s", self.name, error)
-            if isinstance(error, KubernetesRejected) and error.status in _GONE:
-                await self._read_again()
+            type_ = "Warning" if alarming else "Normal"
+            self._teller.note(Happening(type_, action.reason, action.action, message, about))
 
 
 def _wish(body: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -19,7 +19,8 @@ from services.rollout.operator.api import LLM_SERVICE, KubernetesApi
 
 log = logging.getLogger(__name__)
 
-STOP_SECONDS: Final = 5.0
+STOP_SECONDS: Final = 1.0
+"""Stopped while it asks what the API server has, kopf asks on for some seconds; nobody hears it."""
 WATCH_SECONDS: Final = 240
 """After this the API server ends a watch, and a new one begins: so one that hangs without a word is noticed."""
 
@@ -73,17 +74,10 @@ class Watch:
     def __init__(
         self, api: KubernetesApi, namespace: str | None, see: Callable[[Body], None], lose: Callable[[Body], None]
     ) -> None:
-        loop = asyncio.get_running_loop()
-
-        def hand(receiver: Callable[[Body], None]) -> Callable[[Body], None]:
-            return lambda body: void(loop.call_soon_threadsafe(receiver, body))
-
-        def void(_: object) -> None:
-            return None
-
-        self._registry = registry(api, hand(see), hand(lose))
-        self._namespace = namespace
+        self._loop = asyncio.get_running_loop()
         self._stop = threading.Event()
+        self._registry = registry(api, self._hand(see), self._hand(lose))
+        self._namespace = namespace
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
     def start(self) -> None:
@@ -96,10 +90,23 @@ class Watch:
         return self._thread.is_alive()
 
     def stop(self) -> None:
-        """Ends it; returns when it has ended, or after some seconds without."""
+        """Ends it: from now on nothing is handed over. Returns when its thread has ended, or after a second without."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(STOP_SECONDS)
+
+    def _hand(self, receiver: Callable[[Body], None]) -> Callable[[Body], None]:
+        """From kopf's thread to the event loop of whoever watches."""
+
+        def receive(body: Body) -> None:
+            if not self._stop.is_set():
+                receiver(body)
+
+        def hand(body: Body) -> None:
+            if not self._stop.is_set():
+                self._loop.call_soon_threadsafe(receive, body)
+
+        return hand
 
     def _run(self) -> None:
         where: dict[str, Any] = {"clusterwide": True} if self._namespace is None else {"namespaces": [self._namespace]}
