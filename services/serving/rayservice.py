@@ -141,10 +141,11 @@ def ray_service(
     ranks = pod.get("ranksPerPod", engine.arguments.get("tensor_parallel_size", 1))
     if not isinstance(ranks, int) or ranks < 1 or workers % ranks:
         raise InvalidEngineSpec(f"ranksPerPod ({ranks}) must divide the {workers} workers of a replica")
+    # No app.kubernetes.io/name: KubeRay gives pods its own, and looks for the head by it.
     labels = {
         SERVICE_LABEL: service,
         REVISION_LABEL: name,
-        "app.kubernetes.io/name": "understudy",
+        "app.kubernetes.io/part-of": "understudy",
         **dict([MANAGED_BY]),
     }
     pods = _Pods(labels, pod, settings, engine, found, workers, ranks)

@@ -245,6 +245,7 @@ def test_pods_say_whose_they_are() -> None:
         group(service)["template"]["metadata"]["labels"],
     ):
         assert (labels["understudy.dev/service"], labels["understudy.dev/revision"]) == ("assistant", NAME)
+        assert "app.kubernetes.io/name" not in labels, "KubeRay's Service of the head would not find it"
 
 
 def test_names_that_kuberay_takes() -> None:
