@@ -14,15 +14,16 @@ from collections.abc import Generator, Iterator
 import pytest
 from mlflow.exceptions import MlflowException
 
-from tests.e2e.installation import DEFINITION, RELEASE, Platform, build_images, has_definition, manifest
+from tests.e2e.installation import DEFINITION, RELEASE, Platform, build_images, has_definition, manifest, why_no_kuberay
 from tests.e2e.kube import Namespace, run
 
-ORDER = ("test_install", "test_rollout", "test_upgrade", "test_faults", "test_gpu", "test_uninstall")
+ORDER = ("test_install", "test_rollout", "test_upgrade", "test_faults", "test_gpu", "test_uninstall", "test_kuberay")
 _platforms: list[Platform] = []
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files in the order of ORDER: an engine takes a minute to start, so tests go on where others ended; uninstalling comes last."""
+    """Files in the order of ORDER: an engine takes a minute to start, so tests go on where others ended; uninstalling comes last,
+    but for what has an installation of its own."""
     own = [item for item in items if item.path.parent.name == "e2e"]
     own.sort(key=lambda item: ORDER.index(item.path.stem))
     others = [item for item in items if item.path.parent.name != "e2e"]
@@ -36,7 +37,7 @@ def pytest_runtest_makereport(
     """A failure is reported with what a person would look at first."""
     report = yield
     if report.failed and _platforms and item.path.parent.name == "e2e":
-        report.sections.append(("cluster", _platforms[0].namespace.diagnosis()))
+        report.sections.append(("cluster", _platforms[-1].namespace.diagnosis()))
     return report
 
 
@@ -72,11 +73,30 @@ def platform() -> Iterator[Platform]:
 
 def _clean_up(namespace: Namespace, own_definition: bool) -> None:
     """Also after an installation that failed: then no controller lets go of resources, and their finalizers are taken off."""
-    for resource in run("kubectl", "get", "llmservices", "--namespace", namespace.name, "--output=name").split():
-        namespace.kubectl("patch", resource, "--type=merge", '--patch={"metadata": {"finalizers": null}}')
+    if has_definition():
+        for resource in namespace.kubectl("get", "llmservices", "--output=name").split():
+            namespace.kubectl("patch", resource, "--type=merge", '--patch={"metadata": {"finalizers": null}}')
     run("kubectl", "delete", "namespace", namespace.name, "--wait", "--timeout=3m", timeout=200)
     if own_definition:
         run("kubectl", "delete", "customresourcedefinition", DEFINITION, "--ignore-not-found")
+
+
+@pytest.fixture(scope="module")
+def kuberay() -> Iterator[Platform]:
+    """The chart for engines that KubeRay runs, in a namespace of its own; no service yet."""
+    namespace = Namespace(f"understudy-e2e-{secrets.token_hex(3)}")
+    platform = Platform(namespace)
+    own_definition = not has_definition()
+    try:
+        run("kubectl", "create", "namespace", namespace.name)
+        if reason := why_no_kuberay(namespace):
+            pytest.skip(reason)
+        build_images()
+        _platforms.append(platform)
+        platform.install("ray.enabled=false", "controller.kuberay.enabled=true")
+        yield platform
+    finally:
+        _clean_up(namespace, own_definition)
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ Everything that tests learn they learn from outside: kubectl, helm, the registry
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import urllib.request
@@ -34,8 +35,9 @@ def version() -> str:
     return str(yaml.safe_load((ROOT / CHART / "Chart.yaml").read_text())["appVersion"])
 
 
+@functools.cache
 def build_images() -> None:
-    """Each target by the command in E2E_BUILD_IMAGE, which also hands it to the cluster; none where E2E_IMAGES is `there`."""
+    """Once a run: each target by the command in E2E_BUILD_IMAGE, which also hands it to the cluster; none where E2E_IMAGES is `there`."""
     if os.environ.get("E2E_IMAGES") == "there":
         return
     builder = os.environ.get("E2E_BUILD_IMAGE", "tests/e2e/build-image")
@@ -150,7 +152,7 @@ class Platform:
 
     # --- release
 
-    def install(self) -> None:
+    def install(self, *settings: str) -> None:
         """Under the pod security standard `restricted`. The definition comes along unless the cluster has it."""
         labels = {"pod-security.kubernetes.io/enforce": "restricted"}
         metadata = {"name": self.namespace.name, "labels": labels}
@@ -161,6 +163,7 @@ class Platform:
             stdin=json.dumps({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}),
         )
         command = ["install", RELEASE, CHART, "--values", f"{CHART}/values-cpu.yaml"]
+        command += [part for setting in settings for part in ("--set", setting)]
         self.namespace.helm(
             *command,
             "--set",
@@ -240,3 +243,27 @@ class Platform:
 def has_definition() -> bool:
     """Whether the cluster knows LLMServices."""
     return DEFINITION in run("kubectl", "get", "customresourcedefinitions", "--output=name")
+
+
+def why_no_kuberay(namespace: Namespace) -> str | None:
+    """Why no RayService would become anything here. An operator is there if it refuses one whose name is too long for it."""
+    definition = "rayservices.ray.io"
+    if definition not in run("kubectl", "get", "customresourcedefinitions", "--output=name"):
+        return "the cluster knows no RayServices"
+    name = "too-long-for-the-operator".ljust(60, "-") + "x"
+    template = {"spec": {"containers": [{"name": "ray-head", "image": "none"}]}}
+    head = {"rayStartParams": {}, "template": template}
+    probe = {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayService",
+        "metadata": {"name": name},
+        "spec": {"rayClusterConfig": {"headGroupSpec": head}},
+    }
+    namespace.apply(probe)
+    try:
+        until("the operator answers", lambda: namespace.get(definition, name).get("status") or None, 30)
+    except AssertionError:
+        return "no KubeRay operator looks at RayServices"
+    finally:
+        namespace.kubectl("delete", definition, name, "--timeout=60s")
+    return None
