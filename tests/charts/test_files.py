@@ -52,10 +52,13 @@ def server() -> Iterator[Callable[[Answer], str]]:
         thread.join()
 
 
+TEST_POD = "/api/v1/namespaces/ns1/pods/demo-test"
+
+
 def run(program: str, **env: str) -> subprocess.CompletedProcess[str]:
     """As the chart does: the text of the file, by `python -c`."""
     command = [sys.executable, "-c", (FILES / program).read_text()]
-    environment = {"PATH": os.environ["PATH"], "PAUSE_SECONDS": "0.01", **env}
+    environment = {"PATH": os.environ["PATH"], "PAUSE_SECONDS": "0.01", "TEST_POD": TEST_POD, **env}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30)
 
 
@@ -102,7 +105,7 @@ def test_uninstall_deletes_each_service_once_and_waits_for_its_end(
         "uninstall.py", NAMESPACE="ns1", TIMEOUT_SECONDS="20", API_SERVER=server(services), SERVICE_ACCOUNT=account
     )
     assert done.returncode == 0, done.stderr
-    assert sorted(services.deleted) == ["assistant", "search"]
+    assert sorted(services.deleted) == [TEST_POD, "assistant", "search"]
     assert not services.left
 
 

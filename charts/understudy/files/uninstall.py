@@ -1,4 +1,5 @@
 """Deletes the release's LLMServices and waits until the controller has let go of them; `helm uninstall` runs it before anything else goes.
+The pod of the last `helm test` goes with them.
 
 Standard library only. Exit status 1 and the names of what is left where the time is up: then nothing has been removed.
 """
@@ -54,6 +55,7 @@ def main():
         try:
             left = services(namespace)
             if not left:
+                call("DELETE", os.environ["TEST_POD"])
                 print("no LLMService is left")
                 return 0
             for where, name, going in left:
