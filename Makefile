@@ -6,10 +6,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 MODELS := .cache/models
 
-.PHONY: help setup setup-engine check test test-engine e2e demo demo-serve models bench generate verify lock clean
+.PHONY: help setup setup-engine check test test-engine e2e e2e-full demo demo-serve models bench generate verify lock clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 # --- environments: as in production, the platform, MLflow and the engine do not share one
 UV := $(shell command -v uv || echo .cache/uv/bin/uv)
@@ -61,6 +61,9 @@ test-engine: setup-engine ## tests on real Ray Serve and vLLM
 # E2E_BUILD_IMAGE NAME [buildah or docker arguments] FOLDER: builds an image and hands it to the cluster; default: docker, and kind where the context is one.
 e2e: setup models ## the chart on the cluster of KUBECONFIG: builds images, installs, rolls out, breaks, uninstalls
 	@$(BIN)/pytest -m e2e --timeout 1800 tests/e2e $(ARGS)
+
+e2e-full: setup models ## the same, and every fault that a test knows of; see tests/e2e/test_engine_faults.py
+	@$(BIN)/pytest -m "e2e or e2e_full" --timeout 1800 tests/e2e $(ARGS)
 
 # --- the main job
 models: setup-engine ## train the demo's models (cached)

@@ -17,7 +17,10 @@ from mlflow.exceptions import MlflowException
 from tests.e2e.installation import DEFINITION, RELEASE, Platform, build_images, has_definition, manifest, why_no_kuberay
 from tests.e2e.kube import Namespace, run
 
-ORDER = ("test_install", "test_rollout", "test_upgrade", "test_faults", "test_gpu", "test_uninstall", "test_kuberay")
+ORDER = (
+    "test_install", "test_rollout", "test_upgrade", "test_alias_conflict", "test_faults", "test_gpu", "test_uninstall",
+    "test_kuberay", "test_engine_faults", "test_documentation",
+)  # fmt: skip
 _platforms: list[Platform] = []
 
 
