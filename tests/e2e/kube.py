@@ -75,7 +75,9 @@ class Namespace:
         self.name = name
 
     def kubectl(self, *arguments: str, stdin: str | None = None, timeout: float = 120) -> str:
-        return run("kubectl", *arguments, "--namespace", self.name, stdin=stdin, timeout=timeout)
+        end = arguments.index("--") if "--" in arguments else len(arguments)  # what follows is a pod's own command
+        own = (*arguments[:end], "--namespace", self.name, *arguments[end:])
+        return run("kubectl", *own, stdin=stdin, timeout=timeout)
 
     def helm(self, *arguments: str, timeout: float = 120) -> str:
         return run("helm", *arguments, "--namespace", self.name, timeout=timeout)
