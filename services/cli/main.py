@@ -280,6 +280,41 @@ def migrate(store: StoreUrl = None) -> None:
 
 
 @app.command(rich_help_panel=RUN)
+def erase(
+    user: Annotated[str, typer.Option("--user", "-u", help="The user, as clients name them.")],
+    tenant: Annotated[str, typer.Option(help="The tenant of the clients' API key.")] = "default",
+    key_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Holds the key that hides users (`unit_key`); `-`: standard input; default: beside a local store.",
+            show_default=False,
+        ),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    store: StoreUrl = None,
+) -> None:
+    """Delete everything that the store holds of one user, in all services. It cannot be undone.
+
+    Example: understudy erase --user ada
+    """
+    from services.cli.connection import opened, store_url
+    from services.cli.erasure import STDIN, unit_key
+    from services.common.identifiers import unit_of
+
+    if key_file == STDIN and not yes:
+        raise UsageFault("--key-file - leaves no way to ask: say --yes")
+    url = store_url(store)
+    unit = unit_of(unit_key(key_file, url), tenant, user)
+    who = f"user {user!r} of tenant {tenant!r}"
+    with opened(url) as opened_store:
+        if not yes:
+            typer.confirm(f"Delete everything that is stored of {who}?", abort=True)
+        rows = opened_store.erase_user(unit)
+    typer.echo(f"{rows} rows of {who} deleted" if rows else f"nothing is stored of {who}")
+
+
+@app.command(rich_help_panel=RUN)
 def doctor(
     environment: Annotated[Path, typer.Option(help="The engine's virtual environment.")] = Path(".venv-engine"),
     state: Annotated[Path, typer.Option(help="Folder whose disk the platform will fill.")] = Path("demo/run"),

@@ -25,7 +25,7 @@ StoreUrl = Annotated[
     str | None,
     typer.Option(
         "--store",
-        envvar="UNDERSTUDY_STORE_URL",
+        envvar=["UNDERSTUDY_STORE_URL", "UNDERSTUDY_CONTROLLER_STORE_URL"],
         metavar="URL",
         help="The platform's store, e.g. `postgresql+psycopg://host/understudy`; default: the demo's, where there is one.",
         show_default=False,

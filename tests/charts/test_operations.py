@@ -19,7 +19,7 @@ VALUES: dict[str, Any] = yaml.safe_load((ROOT / "charts/understudy/values.yaml")
 
 
 def blocks(guide: Path) -> list[str]:
-    return re.findall(r"^```(?:sh|bash)\n(.*?)^```", guide.read_text(), re.MULTILINE | re.DOTALL)
+    return re.findall(r"^```(?:sh|sh dry-run|bash)\n(.*?)^```", guide.read_text(), re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.stem)

@@ -24,7 +24,8 @@ Capture = pytest.CaptureFixture[str]
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No store but the one that a test names."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("UNDERSTUDY_STORE_URL", raising=False)
+    for variable in ("UNDERSTUDY_STORE_URL", "UNDERSTUDY_CONTROLLER_STORE_URL"):
+        monkeypatch.delenv(variable, raising=False)
 
 
 def fails(capture: Capture, arguments: Sequence[str], code: int) -> str:
@@ -270,6 +271,7 @@ def test_help_teaches(capsys: Capture) -> None:
         "resume",
         "approve",
         "migrate",
+        "erase",
         "serve",
         "demo",
         "doctor",
