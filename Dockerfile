@@ -1,7 +1,7 @@
 # One target an image:  docker build --target gateway -t understudy-gateway .
 # The engine for CPUs is target `engine`, the one for GPUs target `engine-cuda`.
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
-# Ray's own LLM image: Ray Serve, vLLM and CUDA together. The engine needs nothing of ours beside it.
+# Ray's own LLM image: Ray Serve, vLLM and CUDA together. Of ours the engine needs the plugin for adapters.
 ARG CUDA_ENGINE_IMAGE=rayproject/ray-llm:2.60.0-py311-cu130
 ARG VERSION=0.1.0
 
@@ -103,5 +103,8 @@ USER 10001
 EXPOSE 8000
 
 FROM ${CUDA_ENGINE_IMAGE} AS engine-cuda
+# Adapters are loaded by services/serving/engine_plugin.py.
+RUN --mount=type=bind,from=build-services,source=/build/wheels,target=/build/wheels \
+    python3 -m pip install --quiet --no-cache-dir --no-deps /build/wheels/*.whl
 ENV HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 RAY_USAGE_STATS_ENABLED=0 RAY_SERVE_ENABLE_HA_PROXY=1 RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING=1
 EXPOSE 8000

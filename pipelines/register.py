@@ -1,8 +1,8 @@
 """Registers a built version in MLflow: `python -m pipelines.register --registry http://127.0.0.1:5000 --version v2`.
 
 Run in the platform's environment (mlflow-skinny); the demo calls `register`. A version's files and its evaluation become artifacts of
-a run, the version's tags say what the controller must know: kind, digest, and for a prompt its base version and text. Registering the
-same files again returns the version that is there.
+a run, the version's tags say what the controller must know: kind, digest, for an adapter and a prompt the base version, and a prompt's
+text. Registering the same files again returns the version that is there.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ def register(registry_uri: str, model: str, models: Path, name: str) -> str:
     manifest = read_manifest(models, name)
     client = MlflowClient(registry_uri, registry_uri)
     tags = {KIND: manifest["kind"], DIGEST: manifest["digest"], "understudy.name": name}
-    if manifest["kind"] == "prompt":
+    if manifest["kind"] in ("adapter", "prompt"):
         tags[BASE] = register(registry_uri, model, models, manifest["base"])
+    if manifest["kind"] == "prompt":
         tags[SYSTEM_PROMPT] = manifest["system_prompt"]
     _ensure_model(client, model)
     known = _same(client, model, tags)

@@ -21,6 +21,8 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     """Base URLs ending in `/v1`, taken in turn."""
     model: str
     """The model name that the engine expects."""
+    engine: str | None = None
+    """The engine that serves it, where `model` is not its name: an adapter's."""
     reserve: str | None = None
     """Base URL for when none of `addresses` takes a connection: the platform's proxy, where `addresses` are a replica's own."""
     system_prompt: str | None = None

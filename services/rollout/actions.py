@@ -13,12 +13,14 @@ from services.common.routing import Route
 
 @dataclass(frozen=True, slots=True)
 class ApplyRevision:
-    """An engine must run."""
+    """An engine must run, or an adapter must be served by one."""
 
     name: str
     version: str
-    """Registry version whose weights it serves."""
+    """Registry version whose files it serves."""
     replicas: tuple[int, int]
+    base: str | None = None
+    """For an adapter: the engine that serves it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,5 @@
 """How a version's files reach its engine, verified against the digest that was registered: the controller's two kinds of `Artifacts`.
-The work is done by `services.serving.artifacts`; here its errors become reasons of a rollout.
+The work is done by `services.serving` (`artifacts`, `adapters`); here its errors become reasons of a rollout.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from services.rollout import reasons
 from services.rollout.errors import ArtifactError, RegistryUnavailable
 from services.rollout.observed import VersionInfo
 from services.rollout.revisions import DIGEST
+from services.serving.adapters import check
 from services.serving.artifacts import fetch, reference
+from services.serving.errors import AdapterInvalid, ArtifactMismatch, ArtifactMissing, ArtifactUnsupported
 from services.serving.errors import ArtifactError as FetchError
-from services.serving.errors import ArtifactMismatch, ArtifactMissing, ArtifactUnsupported
 
 
 class CachedArtifacts:
@@ -46,6 +47,16 @@ class ReferencedArtifacts:
     async def fetch(self, info: VersionInfo) -> str:
         """The version's source and digest. Raises ArtifactError where there is no digest."""
         return reference(info.source, _digest(info))
+
+
+def check_adapter(folder: str, info: VersionInfo, max_rank: int) -> None:
+    """Raises ArtifactError where the version's files are no adapter that an engine with room for rank `max_rank` could load."""
+    try:
+        check(Path(folder), max_rank)
+    except AdapterInvalid as error:
+        raise ArtifactError(reasons.ADAPTER_REFUSED, f"v{info.version} is tagged as an adapter, but {error}") from error
+    except OSError as error:
+        raise RegistryUnavailable(f"the files of v{info.version} cannot be read: {error}") from error
 
 
 def _digest(info: VersionInfo) -> str:

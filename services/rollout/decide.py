@@ -15,8 +15,8 @@ from services.rollout.actions import Action, ClearChallenger, SetChampion, TagVe
 from services.rollout.deliberation import Deliberation
 from services.rollout.observed import EvidenceView, Observed, VersionInfo
 from services.rollout.resources import LLMService
-from services.rollout.revisions import SYSTEM_PROMPT, engine_name, kind_of, revision_of, weights_of
-from services.rollout.serving import serve
+from services.rollout.revisions import SYSTEM_PROMPT, engine_name, engine_of, kind_of, revision_of, weights_of
+from services.rollout.serving import no_lora, serve
 from services.rollout.stages import canary, gate, rehearsal
 from services.rollout.status import Debt, RolloutStatus, ServiceStatus
 from services.rollout.watch import watch
@@ -162,7 +162,7 @@ def _begin(d: Deliberation) -> None:
             f"v{challenger.version} is champion already; the alias is taken off",
         )
         d.actions.append(ClearChallenger(challenger.version))
-    elif kind_of(champion) is not None and engine_name(d.service, champion) != d.stable.model:
+    elif kind_of(champion) is not None and engine_name(d.service, champion) != engine_of(d.stable):
         _begin_specification(d, champion)
 
 
@@ -171,14 +171,23 @@ def _begin_challenger(d: Deliberation, champion: VersionInfo, challenger: Versio
     _open(d, challenger, champion, "challenger")
     if kind is None:
         named = challenger.tags.get("understudy.kind", "weights")
-        message = f"v{challenger.version} is tagged {named!r}: weights and prompts (with base version and system prompt) can be served"
+        message = (
+            f"v{challenger.version} is tagged {named!r}: weights, adapters (with base version) and prompts (with base version and system "
+            "prompt) can be served"
+        )
         d.finish("abort", reasons.KIND_UNSUPPORTED, message)
-    elif kind == "prompt" and weights_of(challenger) != weights_of(champion):
-        message = f"v{challenger.version} is a prompt on the weights of v{weights_of(challenger)}, but v{weights_of(champion)}'s serve"
+    elif kind != "weights" and weights_of(challenger) != weights_of(champion):
+        base = f"the weights of v{weights_of(challenger)}, but v{weights_of(champion)}'s serve"
+        message = f"v{challenger.version} is {'an adapter' if kind == 'adapter' else 'a prompt'} on {base}"
         d.finish("abort", reasons.BASE_NOT_CHAMPION, message)
+    elif kind == "adapter" and d.service.spec.engine.lora is None:
+        d.finish("abort", reasons.ADAPTER_REFUSED, no_lora(challenger))
 
 
 def _begin_specification(d: Deliberation, champion: VersionInfo) -> None:
+    if kind_of(champion) == "adapter" and d.service.spec.engine.lora is None:
+        d.condition("Specification", False, reasons.ADAPTER_REFUSED, no_lora(champion))
+        return
     engines = d.observed.engines
     if engines is None or d.stable is None or d.stable.model not in engines or engines[d.stable.model].phase != "ready":
         return  # stable cannot be compared with; `serve` brings the champion up under the new specification
@@ -209,7 +218,7 @@ def _open(d: Deliberation, candidate: VersionInfo, champion: VersionInfo, trigge
                 "kind": kind,
                 "trigger": trigger,
                 "salt": d.observed.identity.salt,
-                "engine": d.stable.model if shared else engine,
+                "engine": engine_of(d.stable) if shared else engine,
                 "weights_version": weights_of(candidate),
                 "system_prompt": candidate.tags.get(SYSTEM_PROMPT),
                 "champion_version": champion.version,

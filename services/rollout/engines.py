@@ -8,63 +8,67 @@ from services.common.routing import Target
 from services.rollout import reasons
 from services.rollout.actions import ApplyRevision
 from services.rollout.deliberation import Deliberation
-from services.rollout.revisions import reached
+from services.rollout.revisions import engine_of, reached
 
 
 def shares_stable(d: Deliberation) -> bool:
-    """Whether the candidate is a prompt on stable's own engine."""
-    return d.stable is not None and d.rollout.engine == d.stable.model
+    """Whether the candidate is an adapter or a prompt on stable's own engine."""
+    return d.stable is not None and d.rollout.engine == engine_of(d.stable)
 
 
 def await_candidate(d: Deliberation) -> bool:
-    """Whether the candidate's engine answers now; sets `d.candidate`, asks for the engine where there is none, and ends the rollout when it
-    cannot start. A candidate that is in the routing table stays there while its engine is away: gateways fall back to stable.
+    """Whether the candidate answers now; sets `d.candidate`, asks for its engine or adapter where there is none, and ends the rollout when
+    it cannot start. A candidate that is in the routing table stays there while its engine is away: gateways fall back to stable.
     """
     rollout = d.rollout
-    if shares_stable(d):
+    if shares_stable(d) and rollout.kind != "adapter":
         assert d.stable is not None  # noqa: S101  shares_stable
         d.candidate = _target(d, d.stable.addresses, d.stable.reserve)
         return True
     route = d.observed.route
     if rollout.admitted and route is not None and route.rollout == rollout.id:
         d.candidate = route.candidate
-    refusal = d.observed.refused.get(rollout.engine)
+    wanted = [] if shares_stable(d) else [rollout.engine]
+    if rollout.kind == "adapter":
+        wanted.append(rollout.revision)  # once its engine is there
+    refusal = next((d.observed.refused[name] for name in wanted if name in d.observed.refused), None)
     if refusal is not None:
         d.finish("abort", refusal.reason, refusal.message)
         return False
     if d.observed.engines is None:
         d.wait(reasons.PLATFORM_UNAVAILABLE, "the platform that runs the engines cannot be reached")
         return False
-    state = d.observed.engines.get(rollout.engine)
-    if state is not None and state.phase == "failed":
-        d.finish("abort", reasons.ENGINE_FAILED, f"the engine failed: {state.message}")
-        return False
-    if state is not None and state.phase == "ready" and state.address is not None:
+    for name in wanted:
+        state = d.observed.engines.get(name)
+        if state is not None and state.phase == "failed":
+            d.finish("abort", reasons.ENGINE_FAILED, f"the {_kind(d, name)} failed: {state.message}")
+            return False
+        if state is None or state.phase != "ready" or state.address is None:
+            if state is None or state.phase == "absent":
+                _apply(d, name)
+            _wait(d, name, state.message if state else "")
+            return False
+        if name == rollout.engine and state.ready_replicas < rollout.replicas:
+            _apply(d, name)
         d.candidate = reached(_target(d, (), None), state.address, state.direct)
-        if rollout.waiting_since is not None:
-            d.change(waiting_since=None)
-            d.emit("engine", reasons.ENGINE_READY, f"engine {rollout.engine} answers")
-        if state.ready_replicas < rollout.replicas:
-            _apply(d)
-        return True
-    if state is None or state.phase == "absent":
-        _apply(d)
-    _wait(d, state.message if state else "")
-    return False
+    if rollout.waiting_since is not None:
+        d.change(waiting_since=None)
+        d.emit("engine", reasons.ENGINE_READY, f"{_kind(d, wanted[-1])} {wanted[-1]} answers")
+    return True
 
 
 def covers(d: Deliberation, weight: float) -> bool:
     """Whether the candidate's ready replicas carry `weight` percent of what stable carries; if not, more are asked for."""
     if shares_stable(d) or d.observed.engines is None or d.stable is None:
         return shares_stable(d)
-    stable = d.observed.engines.get(d.stable.model)
+    stable = d.observed.engines.get(engine_of(d.stable))
     candidate = d.observed.engines.get(d.rollout.engine)
     ready = candidate.ready_replicas if candidate is not None and candidate.phase == "ready" else 0
     most = d.service.spec.engine.autoscaling.max
     needed = min(most, max(1, math.ceil(weight / 100 * (stable.ready_replicas if stable else 1))))
     if needed > d.rollout.replicas:
         d.change(replicas=needed)
-        _apply(d)
+        _apply(d, d.rollout.engine)
     if ready < needed:
         d.wait(
             reasons.AWAITING_CAPACITY,
@@ -73,14 +77,21 @@ def covers(d: Deliberation, weight: float) -> bool:
     return ready >= needed
 
 
-def _apply(d: Deliberation) -> None:
+def _kind(d: Deliberation, name: str) -> str:
+    return "engine" if name == d.rollout.engine else "adapter"
+
+
+def _apply(d: Deliberation, name: str) -> None:
     rollout = d.rollout
+    if name != rollout.engine:
+        d.actions.append(ApplyRevision(name, rollout.version, (0, 0), base=rollout.engine))
+        return
     most = d.service.spec.engine.autoscaling.max
     fewest = min(most, max(d.service.spec.engine.autoscaling.min, rollout.replicas))
     d.actions.append(ApplyRevision(rollout.engine, rollout.weights_version, (fewest, most)))
 
 
-def _wait(d: Deliberation, words: str) -> None:
+def _wait(d: Deliberation, name: str, words: str) -> None:
     since = d.rollout.waiting_since
     if since is None:
         d.change(waiting_since=d.now)
@@ -90,10 +101,10 @@ def _wait(d: Deliberation, words: str) -> None:
         d.finish(
             "abort",
             reasons.ENGINE_START_TIMEOUT,
-            f"the engine was not ready after {waited:.0f} s: {words or 'no word from it'}",
+            f"the {_kind(d, name)} was not ready after {waited:.0f} s: {words or 'no word from it'}",
         )
         return
-    d.wait(reasons.AWAITING_ENGINE, f"engine {d.rollout.engine} is starting ({waited:.0f} s): {words}".rstrip(": "))
+    d.wait(reasons.AWAITING_ENGINE, f"{_kind(d, name)} {name} is starting ({waited:.0f} s): {words}".rstrip(": "))
 
 
 def _target(d: Deliberation, addresses: tuple[str, ...], reserve: str | None) -> Target:
@@ -103,6 +114,7 @@ def _target(d: Deliberation, addresses: tuple[str, ...], reserve: str | None) ->
         version=rollout.version,
         addresses=addresses,
         reserve=reserve,
-        model=rollout.engine,
+        model=rollout.revision if rollout.kind == "adapter" else rollout.engine,
+        engine=rollout.engine if rollout.kind == "adapter" else None,
         system_prompt=rollout.system_prompt,
     )

@@ -24,14 +24,14 @@ from services.rollout.actions import (
     SetChampion,
     TagVersion,
 )
-from services.rollout.artifacts import ReferencedArtifacts
+from services.rollout.artifacts import ReferencedArtifacts, check_adapter
 from services.rollout.errors import ArtifactError, RegistryError
 from services.rollout.observed import Refusal, VersionInfo
 from services.rollout.platforms.base import Platform, PlatformError, PlatformRejected, RevisionSpec
 from services.rollout.registry import Registry
 from services.rollout.resources import Engine, LLMService
-from services.rollout.resources_engine import POD, quantity_bytes
-from services.rollout.revisions import engine_specification
+from services.rollout.resources_engine import POD, Lora, quantity_bytes
+from services.rollout.revisions import engine_specification, weights_of
 from services.store import Store
 
 log = logging.getLogger(__name__)
@@ -132,26 +132,30 @@ class Executor:
             log.error("engine %s", name, exc_info=error)
 
     async def _apply(self, service: LLMService, rules: LLMService, action: ApplyRevision) -> None:
-        # An edited resource names other engines: the one that was asked for comes from the resource that gives its name.
-        engine = next(
-            (
-                s.spec.engine
-                for s in (service, rules)
-                if revision_name(s.name, action.version, engine_specification(s.spec.engine)) == action.name
-            ),
-            service.spec.engine,
-        )
         try:
             info = await self._registry.version(service.spec.model.registered_model, action.version)
             if info is None:
                 raise ArtifactError(reasons.ARTIFACT_MISSING, f"the registry has no version {action.version}")
-            artifacts = self._artifacts if engine.platform == "serve" else _REFERENCED
-            artifact = await artifacts.fetch(info)
+            # An edited resource names other engines: the one that was asked for comes from the resource that gives its name.
+            weights, name = (action.version, action.name) if action.base is None else (weights_of(info), action.base)
+            engine = next(
+                (
+                    s.spec.engine
+                    for s in (service, rules)
+                    if revision_name(s.name, weights, engine_specification(s.spec.engine)) == name
+                ),
+                service.spec.engine,
+            )
+            here = engine.platform == "serve" or action.base is not None  # adapters come to pods through a volume
+            artifact = await (self._artifacts if here else _REFERENCED).fetch(info)
+            if action.base is not None:
+                await asyncio.to_thread(check_adapter, artifact, info, (engine.lora or Lora()).max_rank)
             await self._platform.apply(_revision(service.name, engine, action, artifact))
         except ArtifactError as error:
             self._refuse(action.name, error.reason, str(error))
         except PlatformRejected as error:
-            self._refuse(action.name, reasons.ENGINE_FAILED, str(error))
+            reason = reasons.ENGINE_FAILED if action.base is None else reasons.ADAPTER_REFUSED
+            self._refuse(action.name, reason, str(error))
         except (RegistryError, PlatformError) as error:
             log.warning("engine %s: %s; will be tried again", action.name, error)
 
@@ -184,11 +188,16 @@ def _revision(service: str, engine: Engine, action: ApplyRevision, artifact: str
         name=action.name,
         service=service,
         artifact=artifact,
-        engine={**engine.arguments, **{name: size for name, size in sizes.items() if size > 1}},
+        engine={
+            **engine.arguments,
+            **{name: size for name, size in sizes.items() if size > 1},
+            **(engine.lora.arguments if engine.lora else {}),
+        },
         resources={kind: amount for kind, amount in resources.items() if amount},
         replicas=action.replicas,
         max_ongoing_requests=engine.max_ongoing_requests,
         autoscaling=pace,
         platform=engine.platform,
+        base=action.base,
         pod={key: value for key, value in pod.items() if value not in ([], {})},
     )

@@ -22,6 +22,7 @@ from services.rollout.loop import RETRY_SECONDS, ServiceLoop
 from services.rollout.metrics import Metrics
 from services.rollout.notify import Notifier
 from services.rollout.observe import Observer
+from services.rollout.platforms.adapters import AdapterPlatform
 from services.rollout.platforms.base import Platform
 from services.rollout.platforms.by_engine import PlatformByEngine
 from services.rollout.platforms.kuberay import KubeRayPlatform
@@ -93,7 +94,9 @@ class Parts:
                 self._session, self._kubernetes, service.metadata.namespace, self._pods, owner
             )
         # The resource may name another platform later: the reconciler knows the present one.
-        platform = PlatformByEngine(platforms, lambda: reconciler.service.spec.engine.platform)
+        engines = PlatformByEngine(platforms, lambda: reconciler.service.spec.engine.platform)
+        cache, volume = self._settings.artifact_cache, self._settings.artifact_volume
+        platform = AdapterPlatform(engines, self._session, service.name, cache, volume)
         observer = Observer(self._store, self._registry, platform, self._settings.owner)
         executor = Executor(self._store, self._registry, platform, self._artifacts, self._clock)
         reconciler = Reconciler(service, self._store, observer, executor)

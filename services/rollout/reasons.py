@@ -42,6 +42,7 @@ ENGINE_START_TIMEOUT: Final = "EngineStartTimeout"
 ARTIFACT_MISSING: Final = "ArtifactMissing"
 ARTIFACT_MISMATCH: Final = "ArtifactMismatch"
 BASE_NOT_CHAMPION: Final = "BaseNotChampion"
+ADAPTER_REFUSED: Final = "AdapterRefused"
 KIND_UNSUPPORTED: Final = "KindUnsupported"
 # abort: people
 ABORTED_BY_COMMAND: Final = "AbortedByCommand"

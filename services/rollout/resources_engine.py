@@ -62,6 +62,25 @@ class Autoscaling(Resource):
         return self
 
 
+class Lora(Resource):
+    """Adapters that the engine serves beside its base. They are versions of kind `adapter`, and start no pods."""
+
+    max_adapters: int = Field(
+        default=2,
+        ge=1,
+        le=64,
+        description="Adapters in use at once (vLLM's max_loras): stable's and a candidate's are two. Each takes memory of its own.",
+    )
+    max_rank: Literal[8, 16, 32, 64, 128, 256, 320, 512] = Field(
+        default=16, description="Highest rank of an adapter (vLLM's max_lora_rank); memory is taken for it in any case."
+    )
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """vLLM's engine arguments."""
+        return {"enable_lora": True, "max_loras": self.max_adapters, "max_lora_rank": self.max_rank}
+
+
 class LocalReference(Resource):
     """Something in the resource's namespace, by name."""
 
@@ -242,6 +261,9 @@ class Engine(Resource):
         le=1024,
         description="Workers that share a pod, and so a node; default: tensorParallelSize, whose workers talk at every layer.",
     )
+    lora: Lora | None = Field(
+        default=None, description="LoRA adapters that the engine may serve; none: versions of kind adapter are refused."
+    )
     resources: Resources = Field(default_factory=Resources, description="What one worker of the engine takes.")
     autoscaling: Autoscaling = Field(default_factory=Autoscaling, description="Bounds and pace of autoscaling.")
     max_ongoing_requests: int = Field(
@@ -303,6 +325,8 @@ class Engine(Resource):
             if field in self.arguments:
                 alias = type(self).model_fields[field].alias
                 raise ValueError(f"arguments.{field} is set by the field {alias}: write it there")
+        if taken := sorted(Lora().arguments.keys() & self.arguments.keys()):
+            raise ValueError(f"arguments.{taken[0]} is set by the field lora: write it there")
         target = self.autoscaling.target_ongoing_requests
         if target is not None and target > self.max_ongoing_requests:
             raise ValueError(

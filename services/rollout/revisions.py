@@ -1,7 +1,7 @@
 """From a registry version to what serves it: names of revision and engine, the routing target. Pure; used by `decide` and `execute`.
 
-Tags of a version that matter here (set by whoever registers it): `understudy.kind` (`weights`, the default, or `prompt`),
-`understudy.base-version` (a prompt's weights), `understudy.system-prompt`, `understudy.digest` (of the files).
+Tags of a version that matter here (set by whoever registers it): `understudy.kind` (`weights`, the default, `adapter` or `prompt`),
+`understudy.base-version` (an adapter's or a prompt's weights), `understudy.system-prompt`, `understudy.digest` (of the files).
 """
 
 from __future__ import annotations
@@ -21,17 +21,19 @@ SYSTEM_PROMPT: Final = "understudy.system-prompt"
 DIGEST: Final = "understudy.digest"
 
 
-def kind_of(info: VersionInfo) -> Literal["weights", "prompt"] | None:
-    """The version's kind; None where it is none that can be served, or a prompt that lacks its base or text."""
+def kind_of(info: VersionInfo) -> Literal["weights", "adapter", "prompt"] | None:
+    """The version's kind; None where it is none that can be served, or lacks its base or a prompt its text."""
     kind = info.tags.get(KIND, "weights")
     if kind == "weights":
         return "weights"
+    if kind == "adapter":
+        return "adapter" if info.tags.get(BASE) else None
     return "prompt" if kind == "prompt" and info.tags.get(BASE) and info.tags.get(SYSTEM_PROMPT) else None
 
 
 def weights_of(info: VersionInfo) -> str:
     """The version whose weights serve this one: its own, or its base's."""
-    return info.tags.get(BASE, info.version) if kind_of(info) == "prompt" else info.version
+    return info.tags.get(BASE, info.version) if kind_of(info) in ("adapter", "prompt") else info.version
 
 
 def engine_specification(engine: Engine) -> dict[str, Any]:
@@ -45,16 +47,27 @@ def engine_specification(engine: Engine) -> dict[str, Any]:
 
 
 def engine_name(service: LLMService, info: VersionInfo) -> str:
-    """Name of the engine that serves a version; also the model name that the engine answers to."""
+    """Name of the engine that serves a version; also the model name under which it serves its weights."""
     return revision_name(service.name, weights_of(info), engine_specification(service.spec.engine))
 
 
 def revision_of(service: LLMService, info: VersionInfo) -> str:
-    """Name of the revision: the engine's for weights, one of its own for a prompt."""
-    if kind_of(info) != "prompt":
+    """Name of the revision: the engine's for weights, one of its own for an adapter, by its files, and for a prompt."""
+    kind = kind_of(info)
+    if kind not in ("adapter", "prompt"):
         return engine_name(service, info)
-    specification = {"engine": engine_name(service, info), "systemPrompt": info.tags[SYSTEM_PROMPT]}
-    return revision_name(service.name, info.version, specification)
+    own = {"adapter": info.tags.get(DIGEST)} if kind == "adapter" else {"systemPrompt": info.tags[SYSTEM_PROMPT]}
+    return revision_name(service.name, info.version, {"engine": engine_name(service, info), **own})
+
+
+def model_of(service: LLMService, info: VersionInfo) -> str:
+    """The model name under which the engine serves a version: an adapter has one of its own."""
+    return revision_of(service, info) if kind_of(info) == "adapter" else engine_name(service, info)
+
+
+def engine_of(target: Target) -> str:
+    """Name of the engine behind a target."""
+    return target.engine or target.model
 
 
 def reached(target: Target, address: str, direct: str | None) -> Target:
@@ -70,7 +83,8 @@ def target_of(service: LLMService, info: VersionInfo, address: str, direct: str 
         revision=revision_of(service, info),
         version=info.version,
         addresses=(),
-        model=engine_name(service, info),
+        model=model_of(service, info),
+        engine=engine_name(service, info) if kind_of(info) == "adapter" else None,
         system_prompt=info.tags.get(SYSTEM_PROMPT),
     )
     return reached(target, address, direct)

@@ -14,7 +14,7 @@ from services.rollout import reasons
 from services.rollout.actions import ApplyRevision, PublishRoute, RemoveRevision
 from services.rollout.deliberation import Deliberation
 from services.rollout.observed import VersionInfo
-from services.rollout.revisions import engine_name, kind_of, reached, target_of, weights_of
+from services.rollout.revisions import engine_name, engine_of, kind_of, model_of, reached, target_of, weights_of
 
 
 def serve(d: Deliberation) -> None:
@@ -25,7 +25,7 @@ def serve(d: Deliberation) -> None:
         alias, model = d.service.spec.model.champion, d.service.spec.model.registered_model
         d.condition("Serving", False, reasons.CHAMPION_MISSING, f"set the alias {alias} on a version of {model}")
     elif champion is not None and (d.stable is None or _moved_by_hand(d, champion) or _cannot_return(d, champion)):
-        needed.add(engine_name(d.service, champion))
+        needed |= {engine_name(d.service, champion), model_of(d.service, champion)}
         _roll_to(d, champion)
     else:
         _keep(d, champion)
@@ -90,56 +90,72 @@ def _moved_by_hand(d: Deliberation, champion: VersionInfo) -> bool:
 def _cannot_return(d: Deliberation, champion: VersionInfo) -> bool:
     """Whether stable's engine is gone and its specification too: then the present one serves without a rollout."""
     engines = d.observed.engines
-    if d.stable is None or engines is None or d.active or engine_name(d.service, champion) == d.stable.model:
+    if d.stable is None or engines is None or d.active or engine_name(d.service, champion) == engine_of(d.stable):
         return False
-    return d.stable.model not in engines or engines[d.stable.model].phase in ("absent", "failed")
+    engine = engine_of(d.stable)
+    return engine not in engines or engines[engine].phase in ("absent", "failed")
+
+
+def no_lora(info: VersionInfo) -> str:
+    """Why an adapter cannot be served, in words."""
+    return f"v{info.version} is an adapter, and the engine loads none: set spec.engine.lora"
 
 
 def _roll_to(d: Deliberation, champion: VersionInfo) -> None:
     """Brings the champion up beside whatever serves, and switches once it answers."""
-    name = engine_name(d.service, champion)
     serving = d.stable is not None
     if kind_of(champion) is None:
         d.condition(
             "Serving", serving, reasons.KIND_UNSUPPORTED, f"v{champion.version} is of a kind that cannot be served"
         )
         return
-    refusal = d.observed.refused.get(name)
-    state = d.observed.engines.get(name) if d.observed.engines is not None else None
+    if kind_of(champion) == "adapter" and d.service.spec.engine.lora is None:
+        d.condition("Serving", serving, reasons.ADAPTER_REFUSED, no_lora(champion))
+        return
+    wanted = _wanted(d, champion)
+    refusal = next((d.observed.refused[part.name] for part in wanted if part.name in d.observed.refused), None)
     if refusal is not None:
         d.condition("Serving", serving, refusal.reason, refusal.message)
-    elif d.observed.engines is None:
+        return
+    if d.observed.engines is None:
         d.condition(
             "Serving", serving, reasons.PLATFORM_UNAVAILABLE, "the platform that runs the engines cannot be reached"
         )
-    elif state is not None and state.phase == "ready" and state.address is not None:
-        d.stable = target_of(d.service, champion, state.address, state.direct)
-        d.emit("serve", reasons.SERVING, f"champion v{champion.version} is ready and serves as {d.stable.revision}")
-        _serving(d, d.stable)
-    elif state is not None and state.phase == "failed":
-        d.condition(
-            "Serving",
-            serving,
-            reasons.ENGINE_FAILED,
-            f"engine {name} of champion v{champion.version} failed: {state.message}",
-        )
-    else:
-        if state is None or state.phase == "absent":
-            replicas = d.service.spec.engine.autoscaling
-            d.actions.append(ApplyRevision(name, weights_of(champion), (replicas.min, replicas.max)))
-        d.condition(
-            "Serving",
-            serving,
-            reasons.ROLLING_TO_CHAMPION,
-            f"engine {name} of champion v{champion.version} is starting",
-        )
+        return
+    for part in wanted:
+        state = d.observed.engines.get(part.name)
+        what = f"{_kind(part)} {part.name} of champion v{champion.version}"
+        if state is not None and state.phase == "failed":
+            d.condition("Serving", serving, reasons.ENGINE_FAILED, f"{what} failed: {state.message}")
+            return
+        if state is None or state.phase != "ready" or state.address is None:
+            if state is None or state.phase == "absent":
+                d.actions.append(part)
+            d.condition("Serving", serving, reasons.ROLLING_TO_CHAMPION, f"{what} is starting")
+            return
+        stable = target_of(d.service, champion, state.address, state.direct)
+    d.stable = stable
+    d.emit("serve", reasons.SERVING, f"champion v{champion.version} is ready and serves as {d.stable.revision}")
+    _serving(d, d.stable)
+
+
+def _wanted(d: Deliberation, champion: VersionInfo) -> list[ApplyRevision]:
+    """What the champion needs on the platform, in order: an engine, and an adapter on it if it is one."""
+    engine, replicas = engine_name(d.service, champion), d.service.spec.engine.autoscaling
+    wanted = [ApplyRevision(engine, weights_of(champion), (replicas.min, replicas.max))]
+    if kind_of(champion) == "adapter":
+        wanted.append(ApplyRevision(model_of(d.service, champion), champion.version, (0, 0), base=engine))
+    return wanted
+
+
+def _kind(part: ApplyRevision) -> str:
+    return "engine" if part.base is None else "adapter"
 
 
 def _keep(d: Deliberation, champion: VersionInfo | None) -> None:
     """Stable as it is: its engine again if it vanished, its address if it moved."""
     if d.stable is None:
         return
-    state = d.observed.engines.get(d.stable.model) if d.observed.engines is not None else None
     if d.observed.engines is None:
         d.condition(
             "Serving",
@@ -148,23 +164,21 @@ def _keep(d: Deliberation, champion: VersionInfo | None) -> None:
             "the platform that runs the engines cannot be reached; routes stay",
         )
         return
-    if state is None or state.phase == "absent":
-        if champion is not None and engine_name(d.service, champion) == d.stable.model:
-            replicas = d.service.spec.engine.autoscaling
-            d.actions.append(ApplyRevision(d.stable.model, weights_of(champion), (replicas.min, replicas.max)))
-        d.condition(
-            "Serving", False, reasons.AWAITING_ENGINE, f"engine {d.stable.model} of stable is gone and starts again"
-        )
-    elif state.phase == "ready" and state.address is not None:
-        d.stable = reached(d.stable, state.address, state.direct)
-        _serving(d, d.stable)
-    else:
-        d.condition(
-            "Serving",
-            False,
-            reasons.AWAITING_ENGINE,
-            f"engine {d.stable.model} of stable is {state.phase}: {state.message}",
-        )
+    wanted = {part.name: part for part in _wanted(d, champion)} if champion is not None else {}
+    for name in dict.fromkeys((engine_of(d.stable), d.stable.model)):
+        state = d.observed.engines.get(name)
+        what = f"{'engine' if name == engine_of(d.stable) else 'adapter'} {name} of stable"
+        if state is None or state.phase == "absent":
+            if name in wanted:
+                d.actions.append(wanted[name])
+            d.condition("Serving", False, reasons.AWAITING_ENGINE, f"{what} is gone and starts again")
+            return
+        if state.phase != "ready" or state.address is None:
+            d.condition("Serving", False, reasons.AWAITING_ENGINE, f"{what} is {state.phase}: {state.message}")
+            return
+        stable = reached(d.stable, state.address, state.direct)
+    d.stable = stable
+    _serving(d, d.stable)
 
 
 def _serving(d: Deliberation, stable: Target) -> None:
@@ -175,12 +189,12 @@ def _remove_unneeded(d: Deliberation, needed: set[str]) -> None:
     """No gateway's route names these engines: the present one is acknowledged everywhere."""
     if d.observed.engines is None or d.observed.aliases is None:
         return
-    if d.stable is not None:
-        needed.add(d.stable.model)
+    previous = msgspec.convert(d.rollout.previous, Target) if d.active and d.rollout.previous is not None else None
+    for target in (d.stable, previous):
+        if target is not None:
+            needed |= {engine_of(target), target.model}
     if d.active:
-        needed.add(d.rollout.engine)
-        if d.rollout.previous is not None:
-            needed.add(str(d.rollout.previous["model"]))
+        needed |= {d.rollout.engine, d.rollout.revision}
     for name, state in sorted(d.observed.engines.items()):
         if name not in needed and state.phase not in ("absent", "draining"):
             d.actions.append(RemoveRevision(name))

@@ -42,6 +42,11 @@ class ControllerSettings(BaseSettings):
     artifact_cache: Path = Field(
         default=Path("artifact-cache"), description="Folder for versions' files, readable by the engines."
     )
+    artifact_volume: dict[str, str] | None = Field(
+        default=None,
+        description="The volume that `artifact_cache` lies on, as a resource's engine.artifactCache names it (JSON); none: no adapters on "
+        "platform `kuberay`.",
+    )
     content_key: SecretStr | None = Field(
         default=None, description="Fernet key of the judge's material, the gateways' own; none: nothing is judged."
     )

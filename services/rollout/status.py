@@ -71,10 +71,12 @@ class RolloutStatus(Document):
     model: str = Field(description="The registered model.")
     version: str
     revision: str
-    kind: Literal["weights", "prompt"]
+    kind: Literal["weights", "adapter", "prompt"]
     trigger: Literal["challenger", "specification"]
     salt: str = Field(description="Salt of the assignment, hexadecimal; new for every rollout.")
-    engine: str = Field(description="Name of the engine that serves the candidate; a prompt revision shares stable's.")
+    engine: str = Field(
+        description="Name of the engine that serves the candidate; adapters and prompts share stable's."
+    )
     weights_version: str = Field(description="Version whose weights the engine serves.")
     system_prompt: str | None = None
     champion_version: str = Field(description="The champion at the start.")

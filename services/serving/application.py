@@ -7,8 +7,11 @@ stock Ray LLM image serves it and no code of this project runs beside the engine
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from services.serving.adapters import adapters_folder
+from services.serving.engine_plugin import ADAPTERS
 from services.serving.errors import InvalidEngineSpec
 
 BUILDER = "ray.serve.llm:build_openai_app"
@@ -78,6 +81,9 @@ def serve_application(name: str, service: str, artifact: str, spec: EngineSpec) 
             "max_constructor_retry_count": 1,
         },
     }
+    if spec.arguments.get("enable_lora"):
+        folder = adapters_folder(Path(artifact).parent, service, name)
+        llm_config["runtime_env"] = {"env_vars": {ADAPTERS: str(folder)}}
     return {
         "name": name,
         "route_prefix": route_prefix(service, name),

@@ -8,6 +8,7 @@ ServingError
 │   ├── ArtifactUnsupported  permanent: nothing here can fetch from such a source
 │   ├── ArtifactUnavailable  retryable: the registry or its store did not answer
 │   └── NoSpace            retryable once there is room
+├── AdapterInvalid         permanent: a folder that no engine could load as a LoRA adapter
 └── LocalRayError          the laptop's Ray could not be started; `str()` ends in its last words
 """
 
@@ -42,6 +43,10 @@ class ArtifactUnavailable(ArtifactError):
 
 class NoSpace(ArtifactError):
     """The cache's disk is full."""
+
+
+class AdapterInvalid(ServingError):
+    """The files are not a LoRA adapter that the engine can load."""
 
 
 class LocalRayError(ServingError):

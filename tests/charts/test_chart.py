@@ -349,6 +349,21 @@ def test_ones_own_database_registry_and_ray_are_used(chart: Chart) -> None:
     assert {"name": "models", "persistentVolumeClaim": {"claimName": "own-models"}} in volumes
 
 
+def test_the_controller_knows_the_volume_through_which_engines_get_adapters(chart: Chart) -> None:
+    def volume(**values: Any) -> Any:
+        return env(chart(values), "Deployment", "demo-controller").get("UNDERSTUDY_CONTROLLER_ARTIFACT_VOLUME")
+
+    kuberay = {"kuberay": {"enabled": True}}
+    assert volume(ray={"enabled": False}, controller=kuberay) is None, "nobody but the controller has it"
+    assert volume(ray={"enabled": True}) == '{"claim":"demo-models"}'
+    assert volume(ray={"enabled": True}, models={"kind": "hostPath", "hostPath": "/m"}) == '{"hostPath":"/m"}'
+    own = {"existingClaim": "own-models"}
+    objects = chart({"ray": {"enabled": False}, "controller": kuberay, "models": own})
+    assert volume(ray={"enabled": False}, controller=kuberay, models=own) == '{"claim":"own-models"}'
+    volumes = named(objects, "Deployment", "demo-controller")["spec"]["template"]["spec"]["volumes"]
+    assert {"name": "models", "persistentVolumeClaim": {"claimName": "own-models"}} in volumes
+
+
 def test_migrations_run_before_what_needs_them(chart: Chart) -> None:
     def hook(objects: Objects) -> str | None:
         return named(objects, "Job", "demo-migrate")["metadata"].get("annotations", {}).get("helm.sh/hook")

@@ -116,6 +116,7 @@ async def test_keys(start: Any, idle: Route, key: str | None, path: str) -> None
     [
         ("POST", "/v1/nothing", 404, "not_found"),
         ("POST", "/v1/load_lora_adapter", 404, "not_found"),
+        ("POST", "/v1/unload_lora_adapter", 404, "not_found"),
         ("POST", "/invocations", 404, "not_found"),
         ("POST", "/tokenize", 404, "not_found"),
         ("POST", "/v1/chat/completions/", 404, "not_found"),

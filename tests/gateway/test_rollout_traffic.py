@@ -15,7 +15,7 @@ from services.common.assignment import arm_of, bucket_of
 from services.common.identifiers import unit_of
 from services.common.routing import Mirror, Route
 from services.store import Store, StoreUnavailable, open_store
-from tests.fakes.gateway import CONTENT_KEY, KEY, RunningGateway
+from tests.fakes.gateway import CONTENT_KEY, KEY, RunningGateway, target
 from tests.fakes.openai_engine import Behaviour, Engine
 from tests.fakes.recorded import exposures, observations, until
 
@@ -62,6 +62,19 @@ async def test_users_keep_their_arm_and_are_exposed_once(start: Any, canary: Rou
         assert first.arm == row.arm
         assert first.first_at <= row.started_at < first.horizon_at < first.closes_at
     assert [gap["missing"] for gap in store.gaps()] == [0]
+
+
+async def test_an_adapter_is_asked_for_by_its_own_name_on_stables_engine(
+    start: Any, canary: Route, stable: Engine, store: Store
+) -> None:
+    adapter = target("assistant-v4-7c1f", "4", stable.address, engine=canary.stable.model)
+    route = msgspec.structs.replace(canary, candidate=adapter)
+    gateway = await start(route)
+    for arm in ("candidate", "control"):
+        assert await ask(gateway, user_on(arm, route)) == 200
+    assert [body["model"] for body in stable.requests] == ["assistant-v4-7c1f", "assistant-v1-aaaa"]
+    rows = await until(lambda: len(found := observations(store)) == 2 and found)
+    assert {row.arm: row.revision for row in rows} == {"candidate": "assistant-v4-7c1f", "control": "assistant-v1-aaaa"}
 
 
 @pytest.mark.parametrize("named", ["user", "safety_identifier", "header"])

@@ -78,6 +78,16 @@ def test_a_prompt_names_its_base_which_is_registered_with_it(mlflow_server: str,
     assert tags["understudy.base-version"] == register.register(mlflow_server, model, tmp_path, "v2") != number
 
 
+def test_an_adapter_names_its_base_too(mlflow_server: str, model: str, tmp_path: Path) -> None:
+    built(tmp_path, "v2", {"config.json": "{}"})
+    built(tmp_path, "v6", {"adapter_config.json": "{}", "adapter_model.safetensors": ""}, kind="adapter", base="v2")
+    number = register.register(mlflow_server, model, tmp_path, "v6")
+    tags = MlflowClient(mlflow_server, mlflow_server).get_model_version(model, number).tags
+    assert tags["understudy.kind"] == "adapter"
+    assert tags["understudy.base-version"] == register.register(mlflow_server, model, tmp_path, "v2") != number
+    assert "understudy.system-prompt" not in tags
+
+
 def test_a_version_that_is_not_built_is_refused_with_what_to_do(mlflow_server: str, model: str, tmp_path: Path) -> None:
     with pytest.raises(register.NotBuilt, match=r"holds no version v9 .*make models"):
         register.register(mlflow_server, model, tmp_path, "v9")

@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from services.rollout import reasons
 from services.rollout.actions import ApplyRevision
 from services.rollout.execute import Executor
 from services.rollout.observed import VersionInfo
 from services.rollout.platforms.base import RevisionSpec
 from services.rollout.resources import Engine, LLMService
-from services.rollout.revisions import engine_name, engine_specification
+from services.rollout.revisions import engine_name, engine_specification, model_of
 from services.store import migrate, open_store
+from tests.fakes.adapter import write_adapter
 from tests.fakes.platform import FakePlatform
 from tests.fakes.registry import FakeRegistry
 from tests.fakes.rollout_rows import HandClock
@@ -30,14 +32,21 @@ PODS: dict[str, Any] = {
 
 
 class Files:
+    def __init__(self, folder: str = "/models") -> None:
+        self._folder = folder
+
     async def fetch(self, info: VersionInfo) -> str:
-        return f"/models/{info.version}"
+        return f"{self._folder}/{info.version}"
+
+
+def resource(**engine: Any) -> LLMService:
+    return LLMService.model_validate(
+        {"metadata": {"name": "a"}, "spec": {"model": {"registeredModel": "a"}, "engine": engine}}
+    )
 
 
 async def applied(tmp_path: Path, **engine: Any) -> RevisionSpec:
-    service = LLMService.model_validate(
-        {"metadata": {"name": "a"}, "spec": {"model": {"registeredModel": "a"}, "engine": engine}}
-    )
+    service = resource(**engine)
     url = f"sqlite:///{tmp_path}/store.db"
     migrate(url)
     store, registry, platform = open_store(url), FakeRegistry(), FakePlatform()
@@ -48,6 +57,57 @@ async def applied(tmp_path: Path, **engine: Any) -> RevisionSpec:
     store.close()
     (spec,) = platform.applied
     return spec
+
+
+async def adapter_applied(tmp_path: Path, service: LLMService) -> tuple[FakePlatform, Executor]:
+    """What becomes of the adapter that is v2, whose files are below `tmp_path`, and of v1 under it."""
+    url = f"sqlite:///{tmp_path}/store.db"
+    migrate(url)
+    store, registry, platform = open_store(url), FakeRegistry(), FakePlatform()
+    registry.add("1")
+    info = registry.add("2", kind="adapter", base_version="1", digest="ab" * 32)
+    executor = Executor(store, registry, platform, Files(str(tmp_path)), HandClock())
+    action = ApplyRevision(model_of(service, info), "2", (0, 0), base=engine_name(service, info))
+    await executor.run(service, resource(), [action])
+    await executor.idle()
+    store.close()
+    return platform, executor
+
+
+@pytest.mark.parametrize("platform", ["serve", "kuberay"])
+async def test_an_adapter_is_checked_and_goes_to_its_engine_as_a_folder(tmp_path: Path, platform: str) -> None:
+    write_adapter(tmp_path / "2", rank=32)
+    service = resource(platform=platform, lora={"maxRank": 32}, artifactCache={"claim": "models"})
+    found, executor = await adapter_applied(tmp_path, service)
+    assert executor.refused == {}
+    (spec,) = found.applied
+    assert (spec.artifact, spec.platform) == (str(tmp_path / "2"), platform)
+    assert spec.name.startswith("a-v2-")
+    assert str(spec.base).startswith("a-v1-")
+    assert spec.pod["artifactCache"] == {"claim": "models"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [({"rank": 32}, "rank 32 is above spec.engine.lora.maxRank, 16"), ({"peft_type": "IA3"}, "peft_type 'IA3'")],
+)
+async def test_files_that_are_no_adapter_for_the_engine_are_refused(
+    tmp_path: Path, fields: dict[str, Any], words: str
+) -> None:
+    write_adapter(tmp_path / "2", **fields)
+    found, executor = await adapter_applied(tmp_path, resource(lora={"maxRank": 16}))
+    assert found.applied == []
+    (refusal,) = executor.refused.values()
+    assert refusal.reason == reasons.ADAPTER_REFUSED
+    assert words in refusal.message
+
+
+async def test_room_for_adapters_is_an_argument_of_vllm(tmp_path: Path) -> None:
+    spec = await applied(tmp_path, lora={"maxAdapters": 3, "maxRank": 64})
+    assert spec.engine == {"enable_lora": True, "max_loras": 3, "max_lora_rank": 64}
+    assert spec.base is None
+    with pytest.raises(ValidationError, match=r"arguments.enable_lora is set by the field lora"):
+        Engine.model_validate({"arguments": {"enable_lora": True}})
 
 
 async def test_parallel_sizes_are_arguments_of_vllm_and_pods_get_their_fields(tmp_path: Path) -> None:

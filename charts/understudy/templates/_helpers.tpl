@@ -168,12 +168,23 @@ topologySpreadConstraints:
 
 {{/* The volume of model files: shared with Ray's pods, or a folder of the controller's own. */}}
 {{- define "understudy.modelsVolume" -}}
-{{- if not (or .Values.ray.enabled .Values.ray.existing.dashboardUrl) -}}
+{{- if not (or .Values.ray.enabled .Values.ray.existing.dashboardUrl .Values.models.existingClaim) -}}
 emptyDir: {}
 {{- else if eq .Values.models.kind "hostPath" -}}
 hostPath: {path: {{ .Values.models.hostPath }}, type: DirectoryOrCreate}
 {{- else -}}
 persistentVolumeClaim: {claimName: {{ .Values.models.existingClaim | default (printf "%s-models" (include "understudy.fullname" .)) }}}
+{{- end }}
+{{- end }}
+
+{{/* The same volume as spec.engine.artifactCache of a resource names it; nothing for one that only the controller has. */}}
+{{- define "understudy.modelsCache" -}}
+{{- with include "understudy.modelsVolume" . | fromYaml -}}
+{{- if .hostPath -}}
+{{ dict "hostPath" .hostPath.path | toJson }}
+{{- else if .persistentVolumeClaim -}}
+{{ dict "claim" .persistentVolumeClaim.claimName | toJson }}
+{{- end }}
 {{- end }}
 {{- end }}
 

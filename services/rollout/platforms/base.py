@@ -46,6 +46,9 @@ class RevisionSpec:
     """Further settings of Serve's autoscaler, under its own names: target_ongoing_requests, upscale_delay_s, downscale_delay_s."""
     platform: str = "serve"
     """The resource's `engine.platform`."""
+    base: str | None = None
+    """For an adapter: the engine that serves it. Then `artifact` is a folder on the controller's disk, checked, and of the other fields
+    none counts but names, `platform` and `pod`."""
     pod: Mapping[str, Any] = field(default_factory=dict)
     """What the resource's `engine` says of pods, in its own words (camelCase): `resources`, `tensorParallelSize`,
     `pipelineParallelSize`, and where they are set those of `resources_engine.POD`. For platforms that make pods."""

@@ -21,12 +21,17 @@ class WarmUps:
         self._answered: set[str] = set()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._errors: dict[str, str] = {}
+        self._refused: set[str] = set()
 
     def answered(self, name: str, address: str) -> bool:
         """Whether the revision has completed its warm-up at `address`, the base URL ending in /v1; one that has not is asked now."""
         if name not in self._answered and name not in self._tasks:
             self._tasks[name] = asyncio.create_task(self._ask(name, address))
         return name in self._answered
+
+    def refused(self, name: str) -> bool:
+        """Whether the last try was answered with 400: the engine will not learn to serve it."""
+        return name in self._refused
 
     def message(self, name: str) -> str:
         """What became of the last try, for a person."""
@@ -36,6 +41,7 @@ class WarmUps:
         """The revision is down: it must answer anew."""
         self._answered.discard(name)
         self._errors.pop(name, None)
+        self._refused.discard(name)
         if task := self._tasks.pop(name, None):
             task.cancel()
 
@@ -54,10 +60,13 @@ class WarmUps:
                     if answer.status != 200:
                         text = (await answer.text())[:300]
                         self._errors[name] = f"a first completion was answered {answer.status}: {text}"
+                        if answer.status == 400:
+                            self._refused.add(name)
                         return
                     await answer.read()
             self._answered.add(name)
             self._errors.pop(name, None)
+            self._refused.discard(name)
         except (aiohttp.ClientError, TimeoutError) as error:
             self._errors[name] = f"a first completion got no answer: {error or type(error).__name__}"
         finally:
