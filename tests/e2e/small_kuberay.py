@@ -11,6 +11,7 @@ import copy
 import json
 import secrets
 import threading
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +79,16 @@ class SmallKubeRay:
 
     @staticmethod
     def _tell(service: dict[str, Any], ready: str, reason: str, applications: dict[str, Any]) -> None:
-        condition = {"type": "Ready", "status": ready, "reason": reason, "message": ""}
-        wanted = {"conditions": [condition], "activeServiceStatus": {"applicationStatuses": applications}}
-        if service.get("status") != wanted:
-            metadata = service["metadata"]
-            command = ["kubectl", "patch", DEFINITION, metadata["name"], "--namespace", metadata["namespace"]]
-            run(*command, "--subresource=status", "--type=merge", f"--patch={json.dumps({'status': wanted})}")
+        said = service.get("status") or {}
+        told = [(one["status"], one["reason"]) for one in said.get("conditions", ())]
+        if told == [(ready, reason)] and said.get("activeServiceStatus", {}).get("applicationStatuses") == applications:
+            return
+        at = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        condition = {"type": "Ready", "status": ready, "reason": reason, "message": "", "lastTransitionTime": at}
+        status = {"conditions": [condition], "activeServiceStatus": {"applicationStatuses": applications}}
+        metadata = service["metadata"]
+        command = ["kubectl", "patch", DEFINITION, metadata["name"], "--namespace", metadata["namespace"]]
+        run(*command, "--subresource=status", "--type=merge", f"--patch={json.dumps({'status': status})}")
 
 
 def _items(*what: str) -> list[dict[str, Any]]:
