@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.e2e.installation import RELEASE, Platform, Recorded
+from tests.e2e.kube import ready, until
 
 pytestmark = pytest.mark.e2e
 
@@ -36,3 +37,30 @@ def test_a_restart_of_the_gateways_loses_no_request(serving: Platform, record_pr
     assert seen.failed == 0, seen
     record_property("requests", seen.requests)
     record_property("failed", seen.failed)
+
+
+def test_gateways_come_and_go_with_the_load(serving: Platform, record_property: Recorded) -> None:
+    def gateways() -> int:
+        pods = serving.namespace.pods("gateway")
+        return len(pods) if all(map(ready, pods)) else 0
+
+    scaling = "gateway.autoscaling"
+    serving.upgrade(
+        f"{scaling}.enabled=true", f"{scaling}.minReplicas=1", f"{scaling}.maxReplicas=2", f"{scaling}.targetCPUUtilizationPercentage=40",
+        f"{scaling}.behavior.scaleDown.stabilizationWindowSeconds=15",
+    )  # fmt: skip
+    try:
+        until("a quiet service has one gateway", lambda: gateways() == 1, 120)
+        with serving.users(arrivalsPerSecond=0.5, meanRequests=2) as few:
+            with serving.users(arrivalsPerSecond=6, meanRequests=2.5) as many:
+                until("a busy one has two", lambda: gateways() == 2, 240)
+                many.answered(50)
+                busy = many.stop()
+            until("a quiet one has one again", lambda: gateways() == 1, 300)
+            few.answered(5)
+            quiet = few.stop()
+    finally:
+        serving.upgrade(f"{scaling}.enabled=false")
+    assert (busy.failed, quiet.failed) == (0, 0), (busy, quiet)
+    record_property("requests", busy.requests + quiet.requests)
+    record_property("failed", busy.failed + quiet.failed)

@@ -20,15 +20,22 @@ spec:
       image: {{ include "understudy.image" (dict "root" $root "image" "engine") | quote }}
       imagePullPolicy: {{ $root.Values.global.imagePullPolicy }}
       securityContext: {{- include "understudy.containerSecurity" $root | nindent 8 }}
+      {{- if $head }}
+      # `ray start`, but for Ray's client server: nobody uses it, it cannot be turned off, and with --block the head ends when it is slow to start.
+      command:
+        - python
+        - -c
+        - "from ray.scripts import scripts; scripts.get_ray_client_dependency_error = lambda: ImportError(); scripts.main()"
+        - start
+      {{- else }}
       command: [ray, start]
+      {{- end }}
       args:
         {{- if $head }}
         - --head
         - --port=6379
         - --dashboard-host=0.0.0.0
         - --dashboard-port=8265
-        # Nobody uses Ray's client server, and with --block the head ends when it is slow to start.
-        - --ray-client-server-port=0
         - --no-monitor
         {{- else }}
         - --address={{ include "understudy.fullname" $root }}-ray-head:6379
@@ -57,6 +64,8 @@ spec:
         # HAProxy to the replica's own server, no Python proxy between.
         - {name: RAY_SERVE_ENABLE_HA_PROXY, value: "1"}
         - {name: RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING, value: "1"}
+        # A proxy tells that a request waits for an engine to start.
+        - {name: RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S, value: "1"}
         - {name: RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S, value: {{ $ray.drainSeconds | toString | quote }}}
         - {name: HF_HUB_OFFLINE, value: "1"}
         - {name: VLLM_NO_USAGE_STATS, value: "1"}
