@@ -254,15 +254,26 @@ class LocalStack:
 
 
 def interruptible() -> asyncio.Event:
-    """An event that Ctrl-C or SIGTERM sets. Repeated signals change nothing: ending takes seconds, and must be whole."""
+    """An event that Ctrl-C, SIGTERM or a closed terminal sets. Repeated signals change nothing: ending takes seconds, and must be whole."""
     stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, stop.set)
+    terminals = [stream for stream in (1, 2) if os.isatty(stream)]
+
+    def hang_up() -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in terminals:  # words to a terminal that is gone would be errors in the midst of ending
+            os.dup2(nowhere, stream)
+        stop.set()
+
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
+        loop.add_signal_handler(signal.SIGHUP, hang_up)
     return stop
 
 
 async def run(config: Path, platform: LocalPlatform, tell: Callable[[str], None]) -> None:
-    """Run the platform until Ctrl-C or SIGTERM."""
+    """Run the platform until Ctrl-C, SIGTERM or the terminal's end."""
     stop = interruptible()
     async with LocalStack(config, platform, tell) as stack:
         steps: list[tuple[str, Any]] = [

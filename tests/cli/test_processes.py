@@ -1,10 +1,13 @@
 """`services.cli.processes` and the laptop's platform: started, watched, ended whole."""
 
 import asyncio
+import fcntl
 import os
 import signal
 import socket
+import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import aiohttp
@@ -93,3 +96,26 @@ async def test_two_stacks_cannot_share_a_state_folder_and_keys_last(tmp_path: Pa
     async with LocalStack(config, platform, print, fresh=True) as fresh:
         assert fresh.api_key != key
     assert platform.metadata == Metadata(name="t")
+
+
+ENDING = (
+    "import asyncio, pathlib, sys; from services.cli.local import interruptible\n"
+    "async def main():\n"
+    "    stop = interruptible(); print('running', flush=True)\n"
+    "    await stop.wait(); print('ending', flush=True); pathlib.Path(sys.argv[1]).touch()\n"
+    "asyncio.run(main())\n"
+)
+
+
+def test_a_closed_terminal_ends_everything_in_order(tmp_path: Path) -> None:
+    ours, theirs = os.openpty()
+    ended = tmp_path / "ended"
+    process = subprocess.Popen(
+        [sys.executable, "-c", ENDING, str(ended)], stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )  # fmt: skip
+    os.close(theirs)
+    assert os.read(ours, 100).strip() == b"running"
+    os.close(ours)
+    assert process.wait(10) == 0
+    assert ended.exists()
