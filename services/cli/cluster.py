@@ -27,6 +27,8 @@ ORDER: Final = "understudy.dev/command"
 """Annotation that holds an order until the operator takes it."""
 PART_OF: Final = "app.kubernetes.io/part-of=understudy"
 LOOK_SECONDS: Final = 0.5
+MANAGER: Final = "kubectl-understudy"
+"""The field manager of what is changed in a resource."""
 CHANGED: Final = (409, 422)
 """What the API server says when a resource is not as a patch presumes."""
 
@@ -111,12 +113,35 @@ class Cluster:
                 if self._annotate(resource, text):
                     break
             elif self._clock.monotonic() >= until:
-                raise CliError(
-                    f"{waiting.get('verb', 'an order')} {service} by {waiting.get('by', 'somebody')} still waits for the controller, "
-                    "and only one order can; nothing was ordered (is the controller up?)"
-                )
+                raise _still_waiting(service, waiting)
             self._clock.sleep(LOOK_SECONDS)
         return Given(order, service, rollout["id"], verb, self._answer(service, order, until))
+
+    def pin(self, service: str, version: str, *, remove: bool, actor: str, reason: str, wait: float) -> Given:
+        """Put a version into `spec.model.pinned`, or take it out, together with the order that says who did and why.
+
+        Raises:
+            NotFound: there is no such resource.
+            CliError: another order still waits, or this person may not change the resource.
+        """
+        verb: Verb = "unpin" if remove else "pin"
+        until = self._clock.monotonic() + wait
+        while True:
+            resource = self._resource(service)
+            pinned: list[str] = resource["spec"].get("model", {}).get("pinned", [])
+            if (version in pinned) is not remove:
+                return Given(None, service, None, verb, f"v{version} is {'not pinned' if remove else 'pinned already'}")
+            waiting = _order_of(resource)
+            if waiting is None:
+                wanted = [one for one in pinned if one != version] if remove else [*pinned, version]
+                change = {"op": "add", "path": "/spec/model/pinned", "value": wanted}
+                order = uuid7()
+                text = {"id": order, "verb": verb, "rollout": None, "note": reason or f"v{version}", "by": actor}
+                if self._annotate(resource, text, change):
+                    return Given(order, service, None, verb, self._answer(service, order, until))
+            elif self._clock.monotonic() >= until:
+                raise _still_waiting(service, waiting)
+            self._clock.sleep(LOOK_SECONDS)
 
     def logs(
         self, service: str, component: str, arm: str | None, lines: int, previous: bool
@@ -176,8 +201,11 @@ class Cluster:
             )
         return cluster_views.explanation(resource, rollout, now)
 
-    def _annotate(self, resource: Mapping[str, Any], order: Mapping[str, Any]) -> bool:
-        """False: the resource has changed since it was read. Nobody's order is overwritten: the patch holds for what was read alone."""
+    def _annotate(self, resource: Mapping[str, Any], order: Mapping[str, Any], *changes: Mapping[str, Any]) -> bool:
+        """False: the resource has changed since it was read. Nobody's order is overwritten: the patch holds for what was read alone.
+
+        `changes`: what of the resource is changed along with it, as operations of a JSON patch.
+        """
         metadata, text = resource["metadata"], json.dumps(order)
         path, value = (
             (f"/metadata/annotations/{ORDER.replace('/', '~1')}", text)
@@ -187,10 +215,12 @@ class Cluster:
         operations = [
             {"op": "test", "path": "/metadata/resourceVersion", "value": metadata["resourceVersion"]},
             {"op": "add", "path": path, "value": value},
+            *changes,
         ]
         with cluster_errors():
             try:
-                self._runner.run(self._api.patch(LLM_SERVICE, metadata["namespace"], metadata["name"], operations))
+                where = metadata["namespace"], metadata["name"]
+                self._runner.run(self._api.patch(LLM_SERVICE, *where, operations, MANAGER))
             except KubernetesRejected as error:
                 # A failed test has no status of its own: what else is invalid stays so.
                 now = self._resource(metadata["name"])["metadata"]["resourceVersion"]
@@ -292,6 +322,13 @@ def on_shared_ray(resource: Mapping[str, Any]) -> bool:
 
 def _names(resources: list[dict[str, Any]]) -> str:
     return ", ".join(sorted(cluster_views.name_of(one) for one in resources)) or "none"
+
+
+def _still_waiting(service: str, order: Mapping[str, Any]) -> CliError:
+    return CliError(
+        f"{order.get('verb', 'an order')} {service} by {order.get('by', 'somebody')} still waits for the controller, "
+        "and only one order can; nothing was ordered (is the controller up?)"
+    )
 
 
 def _order_of(resource: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -18,6 +18,7 @@ from services.cli.errors import CliError, NotFound, UsageFault
 from services.cli.options import PLUGIN, Output, Reason, ServiceArgument, ServiceOption, StoreUrl, Wait, Where, anywhere
 
 if TYPE_CHECKING:
+    from services.cli.commands import Given
     from services.store.rows import Verb
 
 ABOUT = """Watch and steer model rollouts: rehearsed on mirrored traffic, brought in a few users at a time, decided on evidence.
@@ -229,6 +230,39 @@ def approve(
     _give(where, "approve", service, reason, wait, output)
 
 
+@app.command(rich_help_panel=STEER)
+@anywhere
+def pin(
+    where: Where,
+    service: ServiceArgument,
+    version: Annotated[
+        int | None, typer.Option("--version", min=1, help="Have this version run beside stable.", show_default=False)
+    ] = None,
+    remove: Annotated[
+        int | None, typer.Option("--remove", min=1, help="End the one of this version.", show_default=False)
+    ] = None,
+    reason: Reason = "",
+    wait: Wait = 30.0,
+    output: Output = "table",
+) -> None:
+    """Have one more version run for tests: requests name it as the model `SERVICE@vN`, with a key that has the scope `pin`.
+
+    Example: kubectl understudy pin assistant --version 3 --reason "to read its answers"
+    """
+    number = version if remove is None else remove
+    if number is None or None not in (version, remove):
+        raise UsageFault("name either --version or --remove")
+    import getpass
+
+    from services.cli.sources import opened_source
+
+    with opened_source(where) as source:
+        given = source.pin(
+            service, str(number), remove=remove is not None, actor=getpass.getuser(), reason=reason, wait=wait
+        )
+    _show_given(given, wait, output)
+
+
 @app.command(rich_help_panel=RUN)
 def demo(
     config: Annotated[Path, typer.Option(help="The story and its settings.")] = DEMO,
@@ -356,6 +390,11 @@ def _give(where: Where, verb: Verb, service: str, reason: str, wait: float, outp
 
     with opened_source(where) as source:
         given = source.give(service, verb, actor=getpass.getuser(), reason=reason, wait=wait)
+    _show_given(given, wait, output)
+
+
+def _show_given(given: Given, wait: float, output: str) -> None:
+    service, verb = given.service, given.verb
     if output == "json":
         _print_json(
             {"id": given.id, "service": service, "rollout": given.rollout, "verb": verb, "answer": given.answer}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from services.cli import commands, connection, views
 from services.cli.commands import Given
+from services.cli.errors import UsageFault
 from services.cli.options import Where
 from services.store.rows import Verb
 
@@ -41,6 +42,10 @@ class Source(Protocol):
 
     def give(self, service: str, verb: Verb, *, actor: str, reason: str, wait: float) -> Given:
         """Leave an order and wait up to `wait` seconds for its answer."""
+        ...
+
+    def pin(self, service: str, version: str, *, remove: bool, actor: str, reason: str, wait: float) -> Given:
+        """Have a version run beside stable, or no more."""
         ...
 
 
@@ -75,6 +80,12 @@ class StoreSource:
 
     def give(self, service: str, verb: Verb, *, actor: str, reason: str, wait: float) -> Given:
         return commands.give(self._store, service, verb, actor=actor, reason=reason, wait=wait, clock=time)
+
+    def pin(self, service: str, version: str, *, remove: bool, actor: str, reason: str, wait: float) -> Given:
+        raise UsageFault(
+            f"what is pinned stands in the service's resource, which no command changes outside a cluster: write '{version}' "
+            f"{'out of' if remove else 'into'} spec.model.pinned of the file of {service}; a platform that runs reads the file again"
+        )
 
 
 @contextmanager

@@ -41,6 +41,17 @@ class Mirror(msgspec.Struct, frozen=True, kw_only=True):
     """Whether prompt and answers are kept (encrypted, at most an hour) for the judge."""
 
 
+class Hold(msgspec.Struct, frozen=True, kw_only=True):
+    """An engine that nobody asks for ends; requests wait in the gateway while it starts again."""
+
+    requests: int
+    """Waiting at once in one gateway; more are refused."""
+    seconds: float
+    """That a request waits at most."""
+    awake: float
+    """Seconds after an answer for which the engine surely has not ended for want of requests."""
+
+
 class Route(msgspec.Struct, frozen=True, kw_only=True):
     """One service's row of the routing table."""
 
@@ -66,6 +77,8 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     """Failures of the candidate in a row after which a gateway stops sending it requests on its own."""
     pinned: tuple[Target, ...] = ()
     """Revisions that only `model: service@vN` reaches."""
+    hold: Hold | None = None
+    """None: some replica always runs."""
     time_to_first_byte: float = 30.0
     """Seconds a gateway waits for an engine's first byte (a candidate's failure before it falls back to stable)."""
     total_time: float = 600.0

@@ -32,6 +32,7 @@ REQUESTS: Final = "understudy_gateway_requests_total"
 # The gateway itself
 REFUSED: Final = "understudy_gateway_refused_requests_total"
 IN_FLIGHT: Final = "understudy_gateway_requests_in_flight"
+HELD: Final = "understudy_gateway_held_requests"
 FALLBACKS: Final = "understudy_gateway_fallbacks_total"
 EJECTIONS: Final = "understudy_gateway_ejections_total"
 HEAVY_UNITS: Final = "understudy_gateway_heavy_units"

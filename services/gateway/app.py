@@ -30,6 +30,7 @@ from services.gateway.content_filters import ContentFilters
 from services.gateway.errors import Internal
 from services.gateway.exchange import error_headers, respond_error
 from services.gateway.feedback import Answered, FeedbackDesk, FeedbackIn, FeedbackOut
+from services.gateway.holding import WaitingRooms
 from services.gateway.metrics import Metrics
 from services.gateway.mirror import Mirror
 from services.gateway.openai import PATHS, Completions
@@ -166,6 +167,7 @@ async def _running(
         app.completions = Completions(
             settings, clock=clock, keys=app.keys, quotas=Quotas(settings.quotas, clock),
             filters=ContentFilters(settings.content_filters), table=table, assigner=assigner, session=session,
+            waiting=WaitingRooms(metrics, settings.engine_silence_seconds, table.revisions),
             recorder=recorder, mirror=mirror, answered=answered, metrics=metrics,
         )  # fmt: skip
         desk = FeedbackDesk(store, executor, recorder, assigner, answered, metrics, table.store_time)

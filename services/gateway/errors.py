@@ -2,6 +2,7 @@
 
 ApiError (services.common.wire)      what a client is told, in OpenAI's shape
 ├── QuotaExceeded                    429, says when to try again
+├── EngineStarting                   503, the same
 ├── HeadersTooLarge                  431
 ├── Internal                         500, a fault of the gateway itself
 └── EngineRefused                    the engine's own 4xx, its words in our shape
@@ -28,6 +29,16 @@ class QuotaExceeded(wire.TooManyRequests):
 
     def __init__(self, retry_after: float) -> None:
         super().__init__(f"This key's quota is used up; try again in {retry_after:.1f} s.")
+        self.retry_after = retry_after
+
+
+class EngineStarting(wire.Unavailable):
+    """No replica runs, and this request may not wait for one, or has waited long enough. `retry_after`: seconds."""
+
+    default_code = "engine_starting"
+
+    def __init__(self, retry_after: float, why: str) -> None:
+        super().__init__(f"The model's engine is starting: {why}. Try again in {retry_after:.0f} s.")
         self.retry_after = retry_after
 
 
@@ -82,6 +93,13 @@ class AttemptFailed(GatewayError):
     def answered(self) -> bool:
         """The engine gave a status of its own."""
         return self.kind.startswith("status_")
+
+    @property
+    def from_proxy(self) -> bool:
+        """No engine spoke: there was no connection, or an error without an engine's words."""
+        return self.kind in ("connect", "reset") or (
+            self.answered and self.status >= 500 and not _engine_error(self.body).message
+        )
 
     def blames_request(self, constrained: bool) -> bool:
         """Whether the request, not the engine, may be at fault: a client's 4xx, or a 500 where the request carries a schema or grammar

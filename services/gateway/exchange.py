@@ -13,7 +13,7 @@ from typing import Final
 from starlette.types import Receive, Send
 
 from services.common.wire import ApiError, BadRequest, TooLarge
-from services.gateway.errors import QuotaExceeded
+from services.gateway.errors import EngineStarting, QuotaExceeded
 from services.gateway.settings import LimitSettings
 
 CLIENT_ID_LENGTH: Final = 128
@@ -124,7 +124,7 @@ class ClientWatch:
 
 def error_headers(error: ApiError) -> list[tuple[bytes, bytes]]:
     """Headers that belong to an error."""
-    if isinstance(error, QuotaExceeded):
+    if isinstance(error, (QuotaExceeded, EngineStarting)):
         return [(b"retry-after", str(math.ceil(error.retry_after)).encode())]
     if isinstance(error, TooLarge):
         return [(b"connection", b"close")]  # the rest of the body is not read

@@ -79,6 +79,9 @@ class Metrics:
             names.MIRROR_DROPPED, "Mirrored copies not made", names.SERVICE, names.REASON
         )
         self._feedback = self._counter(names.FEEDBACK, "Feedback taken", names.SERVICE, names.KIND)
+        self.held = Gauge(
+            names.HELD, "Requests that wait for an engine to start", (names.SERVICE,), registry=self.registry
+        )
         self.in_flight = Gauge(names.IN_FLIGHT, "Requests being answered", registry=self.registry)
 
     def observed(self, row: Observation) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import aiohttp
@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from services.common.clock import Clock
 from services.common.identifiers import uuid7
-from services.common.routing import Target
+from services.common.routing import Hold, Target
 from services.common.wire import ApiError, BadRequest, Unavailable
 from services.gateway.assignment import Assigner, Placement
 from services.gateway.auth import Caller, Keys
@@ -27,6 +27,7 @@ from services.gateway.content_filters import ContentFilters
 from services.gateway.errors import AttemptFailed, Internal
 from services.gateway.exchange import ClientGone, ClientWatch, Head, read_body, respond, respond_error
 from services.gateway.feedback import Answered
+from services.gateway.holding import WaitingRooms
 from services.gateway.metrics import Metrics
 from services.gateway.mirror import Copy, Mirror
 from services.gateway.quota import Quotas
@@ -77,6 +78,7 @@ class Completions:
         table: RoutingTable,
         assigner: Assigner,
         session: aiohttp.ClientSession,
+        waiting: WaitingRooms,
         recorder: Recorder,
         mirror: Mirror,
         answered: Answered,
@@ -90,6 +92,7 @@ class Completions:
         self._table = table
         self._assigner = assigner
         self._session = session
+        self._waiting = waiting
         self._recorder = recorder
         self._mirror = mirror
         self._answered = answered
@@ -147,7 +150,8 @@ class Completions:
 
     async def _answer(self, call: _Call, receive: Receive, send: Send) -> None:
         watch = ClientWatch(receive)
-        deadline = asyncio.get_running_loop().time() + call.entry.route.total_time
+        hold = call.entry.route.hold
+        deadline = asyncio.get_running_loop().time() + call.entry.route.total_time + (hold.seconds if hold else 0.0)
         attempt: Attempt | None = None
         try:
             attempt = await self._open(call, deadline)
@@ -185,6 +189,8 @@ class Completions:
         """
         route, placement = call.entry.route, call.placement
         on_candidate = placement.arm == "candidate"
+        if route.hold is not None and not on_candidate:
+            return await self._open_held(call, route.hold, deadline)
         first = self._begin(call, placement.target, 0)
         try:
             await first.open(self._session, call.request_id, self._patience(call, deadline, may_fall_back=on_candidate))
@@ -198,6 +204,33 @@ class Completions:
         else:
             return first
         return await self._fall_back(call, first, route.stable, deadline)
+
+    async def _open_held(self, call: _Call, hold: Hold, deadline: float) -> Attempt:
+        """As `_open`, of an engine that may have to start first. Attempts that reached no engine leave no row.
+
+        Raises:
+            EngineStarting: it may not wait, or has waited long enough.
+            AttemptFailed: the engine runs and failed.
+        """
+        target = call.placement.target
+        patience = self._patience(call, deadline, may_fall_back=False)
+        until = deadline - call.entry.route.total_time if call.request.streamed else deadline
+        with self._waiting.enter(call.entry.route.service, target.revision, hold, patience, until) as place:
+            while True:
+                attempt = self._begin(call, target, 0)
+                try:
+                    opened = await place.open(attempt, self._session, call.request_id)
+                except AttemptFailed as failure:
+                    self._record(
+                        call, attempt, "client_error" if failure.blames_request(call.request.constrained) else "error"
+                    )
+                    raise
+                if place.held:
+                    call.placement = replace(call.placement, counted=False)
+                if opened:
+                    return attempt
+                call.unrecorded.remove(attempt)
+                await place.pause()
 
     async def _fall_back(self, call: _Call, first: Attempt, stable: Target, deadline: float) -> Attempt:
         """Stable answers in the candidate's place. Where the request may be to blame, stable's answer tells whether it was."""

@@ -116,6 +116,8 @@ class GatewaySettings(BaseSettings):
     """Share of a service's traffic (per block of 1,000 requests) above which a unit is left out of the comparison."""
     connect_seconds: Annotated[float, Field(gt=0)] = 5.0
     """Seconds to open a connection to an engine."""
+    engine_silence_seconds: Annotated[float, Field(gt=0)] = 5.0
+    """Seconds without an answer after which a request to an engine that may have ended for want of requests counts as held."""
     drain_notice_seconds: Annotated[float, Field(ge=0)] = 0.0
     """Seconds between SIGTERM (not ready any more) and closing the port, for load balancers to notice."""
     drain_seconds: Annotated[int, Field(gt=0)] = 60

@@ -24,6 +24,14 @@ class ApplyRevision:
 
 
 @dataclass(frozen=True, slots=True)
+class ScaleRevision:
+    """An engine that is there may have other numbers of replicas."""
+
+    name: str
+    replicas: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
 class RemoveRevision:
     """An engine that nobody may reach any more must go."""
 
@@ -88,6 +96,7 @@ class Emit:
 
 Action = (
     ApplyRevision
+    | ScaleRevision
     | RemoveRevision
     | PublishRoute
     | SetChampion

@@ -1,4 +1,4 @@
-"""What people order: abort, promote, pause, resume, approve; and `rollout.paused` in the resource. Part of `decide`; pure.
+"""What people order: abort, promote, pause, resume, approve, pin, unpin; and `rollout.paused` in the resource. Part of `decide`; pure.
 
 Every command is answered once. Its answer stays in the status until the store has it, so that a crash between the two obeys nothing twice.
 """
@@ -28,6 +28,8 @@ def obey(d: Deliberation) -> None:
 
 
 def _obey(d: Deliberation, command: Command) -> str:
+    if command.verb in ("pin", "unpin"):
+        return _note_pins(d, command)
     if not d.has_rollout:
         return "refused: the service has had no rollout"
     rollout = d.rollout
@@ -55,6 +57,15 @@ def _obey(d: Deliberation, command: Command) -> str:
         d.change(approved=(*rollout.approved, rollout.step))
         d.emit("approve", reasons.APPROVED, command.note or f"step {rollout.step + 1} is approved", actor=command.actor)
     return f"step {rollout.step + 1} is approved"
+
+
+def _note_pins(d: Deliberation, command: Command) -> str:
+    """The resource says what is pinned; the order that came with the change says who changed it, and why."""
+    pinned = d.service.spec.model.pinned
+    now = f"pinned: {', '.join(f'v{version}' for version in pinned)}" if pinned else "no version is pinned"
+    reason = reasons.VERSION_PINNED if command.verb == "pin" else reasons.VERSION_UNPINNED
+    d.emit(command.verb, reason, f"{command.note}; {now}" if command.note else now, actor=command.actor)
+    return now
 
 
 def _revive(d: Deliberation, command: Command) -> str:

@@ -14,6 +14,7 @@ from services.rollout import commands, reasons
 from services.rollout.actions import Action, ClearChallenger, SetChampion, TagVersion
 from services.rollout.deliberation import Deliberation
 from services.rollout.observed import EvidenceView, Observed, VersionInfo
+from services.rollout.pinning import pin
 from services.rollout.resources import LLMService
 from services.rollout.revisions import SYSTEM_PROMPT, engine_name, engine_of, kind_of, revision_of, weights_of
 from services.rollout.serving import no_lora, serve
@@ -49,6 +50,7 @@ def decide(service: LLMService, observed: Observed, evidence: EvidenceView, now:
         d.change(ratio={"eValue": evidence.ratio.e_value, "threshold": evidence.ratio.threshold})
     _judge_registry(d)
     _judge_engine(d)
+    pin(d)
     commands.obey(d)
     if d.active:
         _interrupt(d)

@@ -32,6 +32,10 @@ class Deliberation:
         """The stable target wanted from this look on."""
         self.candidate: Target | None = None
         """The candidate's target, once its engine has answered."""
+        self.pinned: tuple[Target, ...] = ()
+        """Targets of pinned versions whose engines have answered."""
+        self.pinned_engines: set[str] = set()
+        """What pinned versions need on the platform, answering or not."""
         self._rollout = observed.rollout
         self._conditions: dict[str, Condition] = {}
         self._waits: dict[str, Condition] = {}

@@ -1,4 +1,7 @@
-"""The candidate's engine during a rollout: asked for, waited for, given up. Part of `decide`; pure."""
+"""The candidate's engine during a rollout: asked for, waited for, given up. And how many replicas an engine may have.
+
+Part of `decide`; pure.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,10 @@ import math
 
 from services.common.routing import Target
 from services.rollout import reasons
-from services.rollout.actions import ApplyRevision
+from services.rollout.actions import ApplyRevision, ScaleRevision
 from services.rollout.deliberation import Deliberation
-from services.rollout.revisions import engine_of, reached
+from services.rollout.platforms.base import RevisionState
+from services.rollout.revisions import engine_of, fewest, hold_of, reached
 
 
 def shares_stable(d: Deliberation) -> bool:
@@ -24,7 +28,7 @@ def await_candidate(d: Deliberation) -> bool:
     if shares_stable(d) and rollout.kind != "adapter":
         assert d.stable is not None  # noqa: S101  shares_stable
         d.candidate = _target(d, d.stable.addresses, d.stable.reserve)
-        return True
+        return _stable_is_up(d)
     route = d.observed.route
     if rollout.admitted and route is not None and route.rollout == rollout.id:
         d.candidate = route.candidate
@@ -48,13 +52,12 @@ def await_candidate(d: Deliberation) -> bool:
                 _apply(d, name)
             _wait(d, name, state.message if state else "")
             return False
-        if name == rollout.engine and state.ready_replicas < rollout.replicas:
-            _apply(d, name)
+        scale(d, state)
         d.candidate = reached(_target(d, (), None), state.address, state.direct)
     if rollout.waiting_since is not None:
         d.change(waiting_since=None)
         d.emit("engine", reasons.ENGINE_READY, f"{_kind(d, wanted[-1])} {wanted[-1]} answers")
-    return True
+    return _stable_is_up(d)
 
 
 def covers(d: Deliberation, weight: float) -> bool:
@@ -68,7 +71,8 @@ def covers(d: Deliberation, weight: float) -> bool:
     needed = min(most, max(1, math.ceil(weight / 100 * (stable.ready_replicas if stable else 1))))
     if needed > d.rollout.replicas:
         d.change(replicas=needed)
-        _apply(d, d.rollout.engine)
+        if candidate is not None:
+            scale(d, candidate)
     if ready < needed:
         d.wait(
             reasons.AWAITING_CAPACITY,
@@ -86,9 +90,35 @@ def _apply(d: Deliberation, name: str) -> None:
     if name != rollout.engine:
         d.actions.append(ApplyRevision(name, rollout.version, (0, 0), base=rollout.engine))
         return
+    d.actions.append(ApplyRevision(rollout.engine, rollout.weights_version, replicas(d, rollout.engine)))
+
+
+def replicas(d: Deliberation, engine: str) -> tuple[int, int]:
+    """Fewest and most replicas that an engine shall have now: at least one where it is new and while a rollout lasts."""
     most = d.service.spec.engine.autoscaling.max
-    fewest = min(most, max(d.service.spec.engine.autoscaling.min, rollout.replicas))
-    d.actions.append(ApplyRevision(rollout.engine, rollout.weights_version, (fewest, most)))
+    idle = d.observed.quiet and not d.active and engine in (d.observed.engines or {})
+    least = fewest(d.service, idle)
+    if d.active and engine == d.rollout.engine:
+        least = max(least, d.rollout.replicas)
+    return min(most, least), most
+
+
+def scale(d: Deliberation, state: RevisionState) -> None:
+    """Gives the engine other bounds where it has not those that it shall have."""
+    wanted = ScaleRevision(state.name, replicas(d, state.name))
+    d.actions = [a for a in d.actions if not (isinstance(a, ScaleRevision) and a.name == state.name)]
+    if state.replicas is not None and state.replicas != wanted.replicas:
+        d.actions.append(wanted)
+
+
+def _stable_is_up(d: Deliberation) -> bool:
+    """Whether stable has a replica: one that is only waking up would make any candidate look fast."""
+    engines = d.observed.engines
+    state = engines.get(engine_of(d.stable)) if engines is not None and d.stable is not None else None
+    if hold_of(d.service) is None or (state is not None and state.ready_replicas > 0):
+        return True
+    d.wait(reasons.AWAITING_ENGINE, "a replica of stable is starting")
+    return False
 
 
 def _wait(d: Deliberation, name: str, words: str) -> None:

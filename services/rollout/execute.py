@@ -20,6 +20,7 @@ from services.rollout.actions import (
     ApplyRevision,
     ClearChallenger,
     RemoveRevision,
+    ScaleRevision,
     SetChallenger,
     SetChampion,
     TagVersion,
@@ -31,7 +32,7 @@ from services.rollout.platforms.base import Platform, PlatformError, PlatformRej
 from services.rollout.registry import Registry
 from services.rollout.resources import Engine, LLMService
 from services.rollout.resources_engine import POD, Lora, quantity_bytes
-from services.rollout.revisions import engine_specification, weights_of
+from services.rollout.revisions import ASLEEP_AFTER, engine_specification, weights_of
 from services.store import Store
 
 log = logging.getLogger(__name__)
@@ -77,6 +78,8 @@ class Executor:
         for action in actions:
             if isinstance(action, ApplyRevision):
                 self._start(action.name, self._apply(service, rules, action))
+            elif isinstance(action, ScaleRevision):
+                self._start(action.name, self._scale(action))
             elif isinstance(action, RemoveRevision):
                 self._start(action.name, self._remove(action.name))
             elif isinstance(action, AnswerCommand):
@@ -159,6 +162,13 @@ class Executor:
         except (RegistryError, PlatformError) as error:
             log.warning("engine %s: %s; will be tried again", action.name, error)
 
+    async def _scale(self, action: ScaleRevision) -> None:
+        try:
+            await self._platform.scale(action.name, action.replicas)
+            log.info("engine %s may have %d to %d replicas", action.name, *action.replicas)
+        except PlatformError as error:
+            log.warning("engine %s cannot be scaled yet: %s", action.name, error)
+
     async def _remove(self, name: str) -> None:
         try:
             await self._platform.remove(name)
@@ -183,6 +193,8 @@ def _revision(service: str, engine: Engine, action: ApplyRevision, artifact: str
     pace = {"upscale_delay_s": scaling.upscale_delay, "downscale_delay_s": scaling.downscale_delay}
     if scaling.target_ongoing_requests is not None:
         pace["target_ongoing_requests"] = scaling.target_ongoing_requests
+    if scaling.min == 0:
+        pace["downscale_to_zero_delay_s"] = min(ASLEEP_AFTER, scaling.downscale_delay)
     pod = engine.model_dump(mode="json", by_alias=True, exclude_none=True, include={*POD, *sizes, "resources"})
     return RevisionSpec(
         name=action.name,

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from services.common.identifiers import uuid7
 from services.common.routing import Route
 from services.rollout.errors import EvaluationInvalid, RegistryError, RegistryRejected
-from services.rollout.observed import Aliases, Evaluations, Identity, Observed, Refusal
+from services.rollout.observed import Aliases, Evaluations, Identity, Observed, Refusal, VersionInfo
 from services.rollout.platforms.base import Platform, PlatformError, RevisionState
 from services.rollout.registry import Registry
 from services.rollout.resources import LLMService
@@ -51,6 +51,7 @@ class _Stored:
     commands: tuple[Command, ...]
     now: float
     watermark: float
+    quiet: bool
 
 
 def fresh_identity() -> Identity:
@@ -73,6 +74,7 @@ class Observer:
         self._store, self._registry, self._platform = store, registry, platform
         self._owner, self._identity = owner, identity
         self._aliases: Aliases | None = None
+        self._versions: dict[str, VersionInfo | None] = {}
         self._claimed: tuple[str, str, str] | None = None
 
     async def look(
@@ -80,7 +82,7 @@ class Observer:
     ) -> Sight:
         """Raises StoreError; nothing else that is away is an error."""
         stored, aliases, engines = await asyncio.gather(
-            asyncio.to_thread(self._read, service.name), self._steering(service), self._engines(service.name)
+            asyncio.to_thread(self._read, service), self._steering(service), self._engines(service.name)
         )
         status = RolloutStatus.model_validate(stored.row.status) if stored.row is not None else None
         active = status is not None and status.active
@@ -93,6 +95,8 @@ class Observer:
             conditions=conditions,
             aliases=aliases,
             engines=engines,
+            quiet=stored.quiet,
+            pinned=await self._pinned(service),
             refused=refused,
             commands=stored.commands,
             identity=self._identity(),
@@ -103,18 +107,20 @@ class Observer:
             observed = await self._gate(observed, status, observed.rules or service)
         return Sight(observed, stored.row, stored.now, stored.watermark)
 
-    def _read(self, service: str) -> _Stored:
-        store = self._store
+    def _read(self, resource: LLMService) -> _Stored:
+        store, service, scaling = self._store, resource.name, resource.spec.engine.autoscaling
         # The watermark first: whatever it covers is there when the rows are read.
         watermark = store.watermark()
         rows = store.rollouts(service, limit=1)
+        now = store.now()
         return _Stored(
             row=rows[0] if rows else None,
             route=store.route(service),
             leases=tuple(store.leases()),
             commands=tuple(store.commands(service)),
-            now=store.now(),
+            now=now,
             watermark=watermark,
+            quiet=scaling.min == 0 and not store.asked_since(service, now - scaling.downscale_delay),
         )
 
     async def _steering(self, service: LLMService) -> Aliases | None:
@@ -132,6 +138,16 @@ class Observer:
         else:
             self._aliases = Aliases(champion, challenger, owner=owner)
         return self._aliases
+
+    async def _pinned(self, service: LLMService) -> Mapping[str, VersionInfo | None]:
+        """The pinned versions; while the registry is away those that were known."""
+        names = service.spec.model
+        for version in names.pinned:
+            try:
+                self._versions[version] = await self._registry.version(names.registered_model, version)
+            except RegistryError as error:
+                log.warning("registry: %s", error)
+        return {version: self._versions[version] for version in names.pinned if version in self._versions}
 
     async def _foreign_owner(self, service: LLMService) -> str | None:
         """Another owner of our aliases. Asked until they are ours, then not again."""

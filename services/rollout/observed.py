@@ -100,6 +100,10 @@ class Observed:
     """Tags of the rollout's version, looked up while something is owed to it."""
     engines: Mapping[str, RevisionState] | None
     """The service's engines by name; None: the platform is away."""
+    quiet: bool = False
+    """Nobody has asked for the service for `autoscaling.downscaleDelay`; only looked up where the engine may then end."""
+    pinned: Mapping[str, VersionInfo | None] = field(default_factory=dict)
+    """The versions of `spec.model.pinned` as the registry has them; None: it has no such version. Missing: it could not be asked."""
     refused: Mapping[str, Refusal] = field(default_factory=dict)
     evaluations: Evaluations | None = None
     """Looked up in the gate; None: the registry could not be asked."""

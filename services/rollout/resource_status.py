@@ -103,7 +103,7 @@ class CommandStatus(_Part):
     """The last command that was answered."""
 
     id: str = Field(description="The command's id.")
-    verb: str = Field(description="abort, promote, pause, resume or approve.")
+    verb: str = Field(description="abort, promote, pause, resume, approve, pin or unpin.")
     answer: str = Field(description="What became of it.")
     by: str = Field(description="Who gave it.")
     at: Time = Field(description="When it was answered.")
@@ -248,7 +248,7 @@ def _degraded(rollout: RolloutStatus | None, conditions: Sequence[Condition], se
     """True where a person should look: something is away, refused or undecided, whether or not users are served."""
     if rollout is not None and rollout.active and rollout.held_since is not None:
         return Condition(type="Degraded", status=True, reason=rollout.reason, message=rollout.message)
-    if serving is not None and serving.reason not in (reasons.SERVING, reasons.ROLLING_TO_CHAMPION):
+    if serving is not None and serving.reason not in _AS_EXPECTED:
         return serving.model_copy(update={"type": "Degraded", "status": True})
     bad = next((c for c in conditions if not c.status and c.type not in _HARMLESS), None)
     if bad is not None:
@@ -256,7 +256,8 @@ def _degraded(rollout: RolloutStatus | None, conditions: Sequence[Condition], se
     return Condition(type="Degraded", status=False, reason="AsExpected", message="nothing is amiss")
 
 
-_HARMLESS: Final = ("Serving", "Challenger", "EngineFields")
+_AS_EXPECTED: Final = (reasons.SERVING, reasons.SCALED_TO_ZERO, reasons.ROLLING_TO_CHAMPION)
+_HARMLESS: Final = ("Serving", "Challenger", "EngineFields", "Pinned")
 """Judged above, gone with the next look, or no harm to anybody served."""
 
 

@@ -50,6 +50,9 @@ API_VERSION: Final = "understudy.dev/v1alpha1"
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?$", max_length=40)]
 """A revision's name adds version and hash, and must fit a label of Kubernetes (63 characters)."""
 
+PinnedVersion = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,8}$", max_length=9)]
+"""A version number of the registry."""
+
 
 class Metadata(Resource):
     """Kubernetes' object metadata, as far as it is read here."""
@@ -79,11 +82,20 @@ class Model(Resource):
         max_length=256,
         description="Alias that starts a rollout when set on a version.",
     )
+    pinned: tuple[PinnedVersion, ...] = Field(
+        default=(),
+        max_length=5,
+        json_schema_extra={"x-kubernetes-list-type": "set"},
+        description="Versions that run beside stable for tests: reached as `model: NAME@vN` by keys with the scope `pin`, "
+        "outside the statistics. Each takes an engine.",
+    )
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
         if self.champion == self.challenger:
             raise ValueError("champion and challenger must be different aliases")
+        if len(set(self.pinned)) != len(self.pinned):
+            raise ValueError("pinned names a version twice")
         return self
 
 

@@ -38,11 +38,17 @@ class Resources(Resource):
 
 
 class Autoscaling(Resource):
-    """Bounds and pace of the engine's autoscaling. A change counts from the engine's next start."""
+    """Bounds and pace of the engine's autoscaling. A change of `min` and `max` counts at once, of the rest from the engine's next start."""
 
     model_config = cel(("self.min <= self.max", "min is greater than max", "min"))
 
-    min: int = Field(default=1, ge=1, le=1000, description="Fewest replicas.")
+    min: int = Field(
+        default=1,
+        ge=0,
+        le=1000,
+        description="Fewest replicas. 0: an engine that nobody asks for during downscaleDelay ends, and the next request waits for its "
+        "start; while a rollout lasts, one runs all the same.",
+    )
     max: int = Field(default=1, ge=1, le=1000, description="Most replicas.")
     target_ongoing_requests: int | None = Field(
         default=None,
@@ -53,6 +59,15 @@ class Autoscaling(Resource):
     upscale_delay: Duration = Field(default=30.0, ge=0, description="Time above the target before replicas are added.")
     downscale_delay: Duration = Field(
         default=600.0, ge=0, description="Time below the target before replicas are removed."
+    )
+    held_requests: int = Field(
+        default=100,
+        ge=1,
+        le=100_000,
+        description="With min 0: requests that wait in one gateway while an engine starts; more are refused with `engine_starting`.",
+    )
+    hold_timeout: Lasting = Field(
+        default=300.0, description="With min 0: time a request waits for an engine to start before it is refused."
     )
 
     @model_validator(mode="after")

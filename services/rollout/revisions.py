@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from services.common.identifiers import revision_name
-from services.common.routing import Target
+from services.common.routing import Hold, Target
 from services.rollout.observed import VersionInfo
 from services.rollout.resources import Engine, LLMService
 
@@ -19,6 +19,8 @@ KIND: Final = "understudy.kind"
 BASE: Final = "understudy.base-version"
 SYSTEM_PROMPT: Final = "understudy.system-prompt"
 DIGEST: Final = "understudy.digest"
+ASLEEP_AFTER: Final = 60.0
+"""Seconds, at most, in which Serve sees no request under way before the last replica goes, once it may."""
 
 
 def kind_of(info: VersionInfo) -> Literal["weights", "adapter", "prompt"] | None:
@@ -68,6 +70,24 @@ def model_of(service: LLMService, info: VersionInfo) -> str:
 def engine_of(target: Target) -> str:
     """Name of the engine behind a target."""
     return target.engine or target.model
+
+
+def fewest(service: LLMService, quiet: bool) -> int:
+    """Replicas of an engine that serves: those of the resource, but one at least while somebody asks.
+
+    Serve's autoscaler samples how many requests are under way, and would take an engine with few short ones for idle.
+    """
+    wanted = service.spec.engine.autoscaling.min
+    return wanted if quiet else max(1, wanted)
+
+
+def hold_of(service: LLMService) -> Hold | None:
+    """What gateways are told of an engine that may end while nobody asks."""
+    scaling = service.spec.engine.autoscaling
+    if scaling.min > 0:
+        return None
+    awake = min(ASLEEP_AFTER, scaling.downscale_delay)
+    return Hold(requests=scaling.held_requests, seconds=scaling.hold_timeout, awake=awake)
 
 
 def reached(target: Target, address: str, direct: str | None) -> Target:

@@ -13,13 +13,24 @@ from services.common.routing import Mirror, Route, Target
 from services.rollout import reasons
 from services.rollout.actions import ApplyRevision, PublishRoute, RemoveRevision
 from services.rollout.deliberation import Deliberation
+from services.rollout.engines import replicas, scale
 from services.rollout.observed import VersionInfo
-from services.rollout.revisions import engine_name, engine_of, kind_of, model_of, reached, target_of, weights_of
+from services.rollout.pinning import pinned_targets
+from services.rollout.revisions import (
+    engine_name,
+    engine_of,
+    hold_of,
+    kind_of,
+    model_of,
+    reached,
+    target_of,
+    weights_of,
+)
 
 
 def serve(d: Deliberation) -> None:
     """Keeps stable alive, publishes the route that is wanted, removes what no gateway reaches any more."""
-    needed: set[str] = set()
+    needed = set(d.pinned_engines)
     champion = d.observed.aliases.champion if d.observed.aliases else None
     if d.stable is None and champion is None:
         alias, model = d.service.spec.model.champion, d.service.spec.model.registered_model
@@ -41,15 +52,19 @@ def wanted_route(d: Deliberation) -> Route | None:
     """The service's row of the routing table; None before anything serves."""
     if d.stable is None:
         return None
-    version = d.observed.route.version if d.observed.route else 0
+    base = Route(
+        service=d.service.name,
+        version=d.observed.route.version if d.observed.route else 0,
+        stable=d.stable,
+        pinned=pinned_targets(d),
+        hold=hold_of(d.service),
+    )
     if not d.active or not d.rollout.undecided or not d.rollout.admitted or d.candidate is None:
-        return Route(service=d.service.name, version=version, stable=d.stable)
+        return base
     rollout, rules = d.rollout, d.rules.spec.rollout
     rehearsing = rollout.stage == "rehearsal"
-    return Route(
-        service=d.service.name,
-        version=version,
-        stable=d.stable,
+    return msgspec.structs.replace(
+        base,
         candidate=d.candidate,
         rollout=rollout.id,
         salt=rollout.salt,
@@ -141,8 +156,8 @@ def _roll_to(d: Deliberation, champion: VersionInfo) -> None:
 
 def _wanted(d: Deliberation, champion: VersionInfo) -> list[ApplyRevision]:
     """What the champion needs on the platform, in order: an engine, and an adapter on it if it is one."""
-    engine, replicas = engine_name(d.service, champion), d.service.spec.engine.autoscaling
-    wanted = [ApplyRevision(engine, weights_of(champion), (replicas.min, replicas.max))]
+    engine = engine_name(d.service, champion)
+    wanted = [ApplyRevision(engine, weights_of(champion), replicas(d, engine))]
     if kind_of(champion) == "adapter":
         wanted.append(ApplyRevision(model_of(d.service, champion), champion.version, (0, 0), base=engine))
     return wanted
@@ -173,12 +188,29 @@ def _keep(d: Deliberation, champion: VersionInfo | None) -> None:
                 d.actions.append(wanted[name])
             d.condition("Serving", False, reasons.AWAITING_ENGINE, f"{what} is gone and starts again")
             return
+        scale(d, state)
         if state.phase != "ready" or state.address is None:
+            if state.phase == "starting" and _held(d):  # it is on its way back
+                _asleep(d, d.stable)
+                return
             d.condition("Serving", False, reasons.AWAITING_ENGINE, f"{what} is {state.phase}: {state.message}")
             return
         stable = reached(d.stable, state.address, state.direct)
     d.stable = stable
-    _serving(d, d.stable)
+    if _held(d) and d.observed.engines[engine_of(stable)].ready_replicas == 0:
+        _asleep(d, stable)
+    else:
+        _serving(d, stable)
+
+
+def _held(d: Deliberation) -> bool:
+    """Whether gateways hold requests while stable has no replica."""
+    return d.observed.route is not None and d.observed.route.hold is not None
+
+
+def _asleep(d: Deliberation, stable: Target) -> None:
+    message = f"{stable.revision} has no replica while nobody asks; requests wait for one"
+    d.condition("Serving", True, reasons.SCALED_TO_ZERO, message)
 
 
 def _serving(d: Deliberation, stable: Target) -> None:

@@ -4,6 +4,7 @@ Pure. Platforms call it; Ray is not imported here. The application is Ray's own 
 stock Ray LLM image serves it and no code of this project runs beside the engine.
 """
 
+import copy
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,9 @@ from services.serving.engine_plugin import ADAPTERS
 from services.serving.errors import InvalidEngineSpec
 
 BUILDER = "ray.serve.llm:build_openai_app"
+
+ENGINE = "LLMServer:"
+"""The builder's name for the deployment that holds the engine, without the model's. The router beside it has none."""
 
 # The share of `max_ongoing_requests` at which the autoscaler adds a replica: above it requests begin to queue in the engine.
 _SCALE_AT = 0.7
@@ -31,8 +35,8 @@ class EngineSpec:
     """How one revision runs.
 
     `arguments` are vLLM's engine arguments. `resources` are reserved for each engine worker (one worker per tensor-parallel and
-    pipeline-parallel rank) and include what the replica itself needs. `min_replicas` below `max_replicas` turns the autoscaler on;
-    `autoscaling` has further settings of Serve's autoscaler, under its own names.
+    pipeline-parallel rank) and include what the replica itself needs. Serve's autoscaler keeps the replicas from `min_replicas` (0: an
+    idle engine goes, and the next request brings it back) to `max_replicas`; `autoscaling` has further settings of it, under its own names.
     """
 
     arguments: Mapping[str, Any]
@@ -73,7 +77,6 @@ def serve_application(name: str, service: str, artifact: str, spec: EngineSpec) 
         "log_engine_metrics": not spec.arguments.get("disable_log_stats", False),
         "engine_kwargs": dict(spec.arguments),
         "deployment_config": {
-            **_scaling(spec),
             "max_ongoing_requests": spec.max_ongoing_requests,
             # The bundle above is all that a replica reserves; the default would add a whole core to it.
             "ray_actor_options": {"num_cpus": 0},
@@ -89,19 +92,35 @@ def serve_application(name: str, service: str, artifact: str, spec: EngineSpec) 
         "route_prefix": route_prefix(service, name),
         "import_path": BUILDER,
         "args": {"llm_configs": [llm_config]},
+        # Not among the arguments: Serve starts every replica anew when these change.
+        "deployments": [{"name": f"{ENGINE}{name}", "autoscaling_config": _scaling(spec)}],
     }
 
 
+def scaled(application: Mapping[str, Any], replicas: tuple[int, int]) -> dict[str, Any]:
+    """The application with other bounds of its engine's replicas; running ones stay."""
+    changed = copy.deepcopy(dict(application))
+    for deployment in changed.get("deployments", ()):
+        if deployment["name"].startswith(ENGINE):
+            deployment["autoscaling_config"].update(min_replicas=replicas[0], max_replicas=replicas[1])
+    return changed
+
+
+def bounds_of(application: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Fewest and most replicas of the engine; None for an application that was not made here."""
+    for deployment in application.get("deployments", ()):
+        scaling = deployment.get("autoscaling_config") or {}
+        if deployment["name"].startswith(ENGINE) and {"min_replicas", "max_replicas"} <= scaling.keys():
+            return scaling["min_replicas"], scaling["max_replicas"]
+    return None
+
+
 def _scaling(spec: EngineSpec) -> dict[str, Any]:
-    if spec.min_replicas == spec.max_replicas:
-        return {"num_replicas": spec.min_replicas}
     return {
-        "autoscaling_config": {
-            "min_replicas": spec.min_replicas,
-            "max_replicas": spec.max_replicas,
-            "target_ongoing_requests": max(1, round(_SCALE_AT * spec.max_ongoing_requests)),
-            **spec.autoscaling,
-        }
+        "min_replicas": spec.min_replicas,
+        "max_replicas": spec.max_replicas,
+        "target_ongoing_requests": max(1, round(_SCALE_AT * spec.max_ongoing_requests)),
+        **spec.autoscaling,
     }
 
 
@@ -116,9 +135,9 @@ def _check(name: str, service: str, spec: EngineSpec) -> None:
         raise InvalidEngineSpec(f"engine arguments {taken} are set by the platform: remove them")
     if not any(spec.resources.get(kind, 0) > 0 for kind in ("CPU", "GPU")):
         raise InvalidEngineSpec('resources need "CPU" or "GPU" above 0')
-    if not 1 <= spec.min_replicas <= spec.max_replicas:
+    if spec.min_replicas < 0 or spec.max_replicas < max(1, spec.min_replicas):
         raise InvalidEngineSpec(
-            f"replicas must satisfy 1 <= min <= max, got {spec.min_replicas} and {spec.max_replicas}"
+            f"replicas must satisfy 0 <= min <= max and 1 <= max, got {spec.min_replicas} and {spec.max_replicas}"
         )
     if spec.max_ongoing_requests < 1:
         raise InvalidEngineSpec(f"max_ongoing_requests must be at least 1, got {spec.max_ongoing_requests}")

@@ -135,6 +135,8 @@ class LocalRay:
             # The stock direct path: HAProxy to the replica, no Python proxy between.
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
             "RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING": "1",
+            # A proxy tells that a request waits for an engine to start; Ray's own ten seconds would be added to every such start.
+            "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
             "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(self._sizes.drain_seconds),
             "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{haproxy}/haproxy.cfg",
             "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{haproxy}/admin.sock",

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final
 
-from services.serving.application import EngineSpec, serve_application
+from services.serving.application import EngineSpec, scaled, serve_application
 from services.serving.artifacts import dereference
 from services.serving.errors import InvalidEngineSpec
 from services.serving.sources import CLAIMS, claim_of
@@ -55,6 +55,8 @@ _ENVIRONMENT: Final[Mapping[str, str]] = {
     "HOME": "/tmp",  # noqa: S108  the images' homes cannot be written
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING": "1",
+    # A proxy tells that a request waits for an engine to start; Ray's own ten seconds would be added to every such start.
+    "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     # Workers that built the application stay idle with all of vLLM imported, 1 GB each.
     "RAY_num_workers_soft_limit": "0",
@@ -114,6 +116,30 @@ def object_name(revision: str) -> str:
 def serve_address(revision: str, namespace: str) -> str:
     """Where KubeRay's Service for the revision answers, as scheme, host and port."""
     return f"http://{object_name(revision)}-serve-svc.{namespace}:{SERVE_PORT}"
+
+
+def head_address(revision: str, namespace: str) -> str:
+    """Where the revision's Ray head answers, even while there is no engine's pod; as scheme, host and port."""
+    return f"http://{object_name(revision)}-head-svc.{namespace}:{SERVE_PORT}"
+
+
+def application_of(service: Mapping[str, Any]) -> dict[str, Any]:
+    """The application that a RayService made here runs."""
+    config: dict[str, Any] = json.loads(service["spec"]["serveConfigV2"])
+    return dict(config["applications"][0])
+
+
+def rescaled(service: Mapping[str, Any], replicas: tuple[int, int]) -> dict[str, Any]:
+    """A RayService made here with other bounds of its engine's replicas, as far as it must be applied; running ones go on."""
+    config = json.loads(service["spec"]["serveConfigV2"])
+    config["applications"] = [scaled(application, replicas) for application in config["applications"]]
+    ours = ("name", "namespace", "labels", "ownerReferences")
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "RayService",
+        "metadata": {key: service["metadata"][key] for key in ours if key in service["metadata"]},
+        "spec": {**service["spec"], "serveConfigV2": json.dumps(config, sort_keys=True)},
+    }
 
 
 def ray_service(
@@ -247,7 +273,7 @@ def _worker_group(pods: _Pods) -> dict[str, Any]:
     return {
         "groupName": "engine",
         "replicas": pods.engine.min_replicas * pods.pods_a_replica,
-        "minReplicas": pods.engine.min_replicas * pods.pods_a_replica,
+        "minReplicas": 0,  # Serve's replicas keep their pods; a bound of its own could never be changed
         "maxReplicas": _MOST_REPLICAS * pods.pods_a_replica,
         "numOfHosts": 1,
         "rayStartParams": parameters,

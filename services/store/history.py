@@ -134,6 +134,16 @@ class History:
                 bucket.down += thumb.value < 0
         return [_described(at, arm, buckets[at, arm]) for at, arm in sorted(buckets)]
 
+    def asked_since(self, service: str, since: float) -> bool:
+        """Whether a live request of the service started at or after `since`."""
+        query = (
+            select(observations.c.started_at)
+            .where(observations.c.service == service, observations.c.started_at >= since, _LIVE)
+            .limit(1)
+        )
+        with self._database.read() as connection:
+            return connection.execute(query).first() is not None
+
     def traffic(self, service: str, since: float, until: float, bucket_seconds: float) -> list[Mapping[str, Any]]:
         """Live requests of a service started in [since, until), by bucket and revision: {at, revision, requests, errors}."""
         number = func.floor(observations.c.started_at / bucket_seconds, type_=Float(53))

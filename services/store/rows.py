@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from services.store.records import Exposure, Feedback, Observation
 
-Verb = Literal["abort", "promote", "pause", "resume", "approve"]
+Verb = Literal["abort", "promote", "pause", "resume", "approve", "pin", "unpin"]
 
 
 @dataclass(frozen=True, slots=True)

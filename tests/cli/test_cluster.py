@@ -333,3 +333,41 @@ def test_trace_of_a_promoted_rollout_succeeds(api: FakeApi, kubectl: Kubectl) ->
     assert kubectl("trace", "assistant") == 0
     api.put("assistant", said(row("r3", "3", stage="canary", verdict="hold", held_since=START)))
     assert kubectl("trace", "assistant") == 1
+
+
+def test_pin_changes_the_resource_and_says_who_did(api: FakeApi, kubectl: Kubectl, capsys: Capture) -> None:
+    api.put("assistant", said(None), model={"registeredModel": "assistant", "pinned": ["2"]})
+    api.answer = "pinned: v2, v3"
+    assert kubectl("pin", "assistant", "--version", "3", "--reason", "to read its answers") == 0
+    assert capsys.readouterr().out == "assistant: pinned: v2, v3\n"
+    resource = api.resources["default", "assistant"]
+    assert resource["spec"]["model"]["pinned"] == ["2", "3"]
+    (order,) = api.orders
+    assert (order["verb"], order["rollout"], order["note"]) == ("pin", None, "to read its answers")
+    assert api.patches == 1  # the change and who made it are seen together
+    assert "kubectl-understudy" in api.managers
+    assert kubectl("pin", "assistant", "--version", "3") == 0
+    assert "v3 is pinned already" in capsys.readouterr().out
+    assert kubectl("pin", "assistant", "--remove", "2") == 0
+    assert resource["spec"]["model"]["pinned"] == ["3"]
+    assert api.orders[-1]["verb"] == "unpin"
+    assert api.patches == 2
+
+
+def test_pin_loses_nobody_elses_change(api: FakeApi, kubectl: Kubectl) -> None:
+    api.put("assistant", said(None), model={"registeredModel": "assistant"})
+    api.answer = "pinned: v3"
+
+    def quicker() -> None:
+        api.put("assistant", said(None), model={"registeredModel": "assistant", "pinned": ["7"]})
+
+    api.before_patch = [quicker]
+    assert kubectl("pin", "assistant", "--version", "3") == 0
+    assert api.resources["default", "assistant"]["spec"]["model"]["pinned"] == ["7", "3"]
+
+
+def test_pin_names_one_version(api: FakeApi, kubectl: Kubectl, capsys: Capture) -> None:
+    api.put("assistant", said(None), model={"registeredModel": "assistant"})
+    for arguments in ((), ("--version", "3", "--remove", "2"), ("--version", "0")):
+        assert "kubectl understudy" in failed(kubectl, capsys, 2, "pin", "assistant", *arguments)
+    assert api.patches == 0

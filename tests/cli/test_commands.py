@@ -75,3 +75,10 @@ def test_a_refusal_is_a_failure(
     )
     assert given.refused
     assert given.id == order.id
+
+
+def test_what_is_pinned_is_not_in_the_store(running: RolloutRow, url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["pin", "assistant", "--version", "3", "--store", url]) == 2
+    assert "'3' into spec.model.pinned of the file of assistant" in capsys.readouterr().err
+    assert run(["pin", "assistant", "--remove", "3", "--store", url]) == 2
+    assert "'3' out of spec.model.pinned" in capsys.readouterr().err

@@ -106,6 +106,19 @@ class Cluster:
         condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
         self.pods_by_name[pod]["status"] = {"phase": "Pending", "conditions": [condition]}
 
+    def sleep(self, name: str) -> None:
+        """Serve has taken the last replica away, Ray's autoscaler its pods: KubeRay sees no endpoint, and nothing wrong."""
+        for pod in self.pods_of(name):
+            if "worker" in pod["metadata"]["name"]:
+                del self.pods_by_name[pod["metadata"]["name"]]
+        self._condition(name, "False", "ZeroServeEndpoints", "No serve endpoints")
+
+    def wake(self, name: str) -> str:
+        """Ray's autoscaler makes a worker again; its name."""
+        group = self.services[name]["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]
+        self._pod(name, f"{name}-worker-0", "worker", group["template"])
+        return f"{name}-worker-0"
+
     def lose_head(self, name: str) -> None:
         """The head's node is gone: KubeRay keeps its last word on the endpoints, and has none on the applications."""
         del self.pods_by_name[f"{name}-head"]
@@ -168,7 +181,7 @@ class Dns(AbstractResolver):
         self.port = 0
 
     async def resolve(self, host: str, port: int = 0, family: int = socket.AF_INET) -> list[ResolveResult]:
-        name, _, namespace = host.partition("-serve-svc.")
+        name, _, namespace = host.replace("-head-svc.", "-serve-svc.").partition("-serve-svc.")
         if name not in self._cluster.routed or namespace != self._namespace or port != 8000:
             raise OSError(f"no such host: {host}:{port}")
         found: ResolveResult = {

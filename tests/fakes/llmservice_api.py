@@ -29,6 +29,8 @@ class FakeApi:
         self.answer: str | None = None
         self.orders: list[dict[str, Any]] = []
         self.patches = 0
+        self.managers: list[str | None] = []
+        """Of each request on a resource."""
         self.before_patch: list[Any] = []
         """Called one by one before the patches, as another person who is quicker."""
         self.lock = threading.RLock()
@@ -60,6 +62,7 @@ class FakeApi:
                     "message": f'llmservices.understudy.dev is forbidden: User "jane" cannot {method.lower()} it'
                 }
             if url.path.startswith(ROOT):
+                self.managers.append(query.get("fieldManager"))
                 return self._resource(method, url.path.removeprefix(ROOT).strip("/").split("/"), body)
             parts = url.path.removeprefix("/api/v1/namespaces/").split("/")
             if parts[-1] == "log":
@@ -90,6 +93,8 @@ class FakeApi:
             if one["op"] == "test":
                 if metadata[field] != one["value"]:
                     return 422, {"message": "the server rejected our request due to an error in our request"}
+            elif field == "/spec/model/pinned":
+                resource["spec"]["model"]["pinned"] = one["value"]
             elif field == "annotations":
                 metadata["annotations"] = one["value"]
             else:

@@ -16,6 +16,7 @@ class FakePlatform:
         self.engines: dict[str, RevisionState] = {}
         self.applied: list[RevisionSpec] = []
         self.removed: list[str] = []
+        self.scaled: list[tuple[str, tuple[int, int]]] = []
         self.failures: dict[str, str] = {}
         """Version's weights artifact -> last words of the engine that tries to serve them."""
         self.away = False
@@ -23,7 +24,7 @@ class FakePlatform:
     async def apply(self, revision: RevisionSpec) -> None:
         self._answer()
         self.applied.append(revision)
-        state = RevisionState(revision.name, "starting", 0, None, "loading weights")
+        state = RevisionState(revision.name, "starting", 0, None, "loading weights", replicas=revision.replicas)
         if revision.artifact in self.failures:
             state = replace(state, phase="failed", message=self.failures[revision.artifact])
         self.engines[revision.name] = state
@@ -33,7 +34,14 @@ class FakePlatform:
     def make_ready(self, name: str, replicas: int = 1) -> None:
         """The engine has answered its first completions."""
         address = self.address if isinstance(self.address, str) else self.address[name]
-        self.engines[name] = RevisionState(name, "ready", replicas, address, "")
+        self.engines[name] = RevisionState(name, "ready", replicas, address, "", replicas=self.engines[name].replicas)
+
+    async def scale(self, name: str, replicas: tuple[int, int]) -> None:
+        self._answer()
+        if name in self.engines:
+            self.scaled.append((name, replicas))
+            ready = max(self.engines[name].ready_replicas, replicas[0]) if self.ready_at_once else 0
+            self.engines[name] = replace(self.engines[name], replicas=replicas, ready_replicas=ready)
 
     async def remove(self, name: str) -> None:
         self._answer()

@@ -19,6 +19,7 @@ from services.rollout.actions import (
     Emit,
     PublishRoute,
     RemoveRevision,
+    ScaleRevision,
     SetChallenger,
     SetChampion,
     TagVersion,
@@ -107,6 +108,8 @@ class World:
         self.answers: dict[str, str] = {}
         self.audit: list[Emit] = []
         self.removed: list[str] = []
+        self.scaled: list[tuple[str, tuple[int, int]]] = []
+        self.quiet = False
         self._status = ServiceStatus()
         self._seen: Aliases | None = None
         self.version("1")
@@ -140,6 +143,8 @@ class World:
             aliases=self._seen,
             tags=self.versions[status.version].tags if tagged and status is not None else None,
             engines=None if self.platform_away else dict(self.engines),
+            quiet=self.quiet,
+            pinned={v: self.versions.get(v) for v in self.service.spec.model.pinned if not self.registry_away},
             refused=self.refused,
             evaluations=evaluations,
             commands=tuple(self.commands.values()),
@@ -202,8 +207,12 @@ class World:
                 phase = "ready" if self.ready_at_once else "starting"
                 address = f"http://{name}/v1" if self.ready_at_once else None
                 self.engines[name] = RevisionState(
-                    name, phase, replicas[0] if self.ready_at_once else 0, address, "loading"
+                    name, phase, replicas[0] if self.ready_at_once else 0, address, "loading", replicas=replicas
                 )
+            case ScaleRevision(name=name, replicas=replicas):
+                self.scaled.append((name, replicas))
+                ready = max(self.engines[name].ready_replicas, replicas[0]) if self.ready_at_once else 0
+                self.engines[name] = replace(self.engines[name], replicas=replicas, ready_replicas=ready)
             case RemoveRevision(name=name):
                 self.engines.pop(name)
                 self.removed.append(name)

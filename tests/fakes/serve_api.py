@@ -82,6 +82,11 @@ class ServeApi:
             if name not in wanted and app["source"] == "declarative":
                 app["status"] = "DELETING"
         for name, config in wanted.items():
+            present = self.applications.get(name, {})
+            if present.get("status") != "DELETING" and _code(present.get("deployed_app_config")) == _code(config):
+                if present["deployed_app_config"] != config:  # other numbers of replicas: running ones stay
+                    present |= {"deployed_app_config": config, "status": "DEPLOYING"}
+                continue
             if self.applications.get(name, {}).get("deployed_app_config") != config or (
                 self.applications[name]["status"] == "DELETING"
             ):
@@ -113,3 +118,8 @@ class ServeApi:
         if self.token and request.headers.get("Authorization") != f"Bearer {self.token}":
             return web.Response(status=401, text="Unauthorized: Missing authentication token")
         return self.faults.pop(0) if self.faults else None
+
+
+def _code(config: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What of an application makes Serve start it anew."""
+    return {key: value for key, value in config.items() if key != "deployments"} if config is not None else None

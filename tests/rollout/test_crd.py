@@ -186,6 +186,9 @@ def test_what_is_open_passes_through_untouched() -> None:
     ("spec", "path"),
     [
         ({"engine": {"platform": "vm"}}, ".spec.engine.platform"),
+        ({"model": {"registeredModel": "a", "pinned": ["v3"]}}, ".spec.model.pinned[0]"),
+        ({"model": {"registeredModel": "a", "pinned": ["1", "2", "3", "4", "5", "6"]}}, ".spec.model.pinned"),
+        ({"engine": {"autoscaling": {"heldRequests": 0}}}, ".spec.engine.autoscaling.heldRequests"),
         ({"engine": {"resources": {"memory": "a lot"}}}, ".spec.engine.resources.memory"),
         ({"rollout": {"alpha": 0.5}}, ".spec.rollout.alpha"),
         ({"rollout": {"look": 10}}, ".spec.rollout.look"),

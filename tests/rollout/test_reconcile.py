@@ -284,3 +284,43 @@ async def test_failures_after_promotion_roll_back(stage: Callable[..., Stage]) -
     assert rollout.reason == reasons.WATCH_ERRORS
     await world.look()
     assert world.registry.aliases["champion"] == "1"
+
+
+async def test_an_engine_that_nobody_asks_for_may_end(stage: Callable[..., Stage]) -> None:
+    rules = service(guardrails=GUARDRAILS)
+    engine = rules.spec.engine.model_validate({"autoscaling": {"min": 0, "max": 1, "downscaleDelay": "20s"}})
+    world = stage(resource=rules.model_copy(update={"spec": rules.spec.model_copy(update={"engine": engine})}))
+    for _ in range(12):
+        await world.look()
+    (name,) = world.platform.engines
+    assert world.platform.engines[name].replicas == (1, 1)
+    assert world.platform.applied[0].autoscaling["downscale_to_zero_delay_s"] == 20.0
+    for _ in range(12):
+        await world.look(users=0)
+    assert world.platform.scaled == [(name, (0, 1))]
+    await world.look(users=1)
+    assert world.platform.scaled == [(name, (0, 1)), (name, (1, 1))]
+
+
+async def test_a_version_is_pinned_while_the_resource_says_so(stage: Callable[..., Stage]) -> None:
+    world = stage()
+    world.registry.add("3", RIGHT)
+    for _ in range(3):
+        await world.look()
+    model = world.service.spec.model.model_copy(update={"pinned": ("3",)})
+    before = world.service
+    world.reconciler.service = before.model_copy(update={"spec": before.spec.model_copy(update={"model": model})})
+    for _ in range(3):
+        await world.look()
+    route = world.store.route("assistant")
+    assert route is not None
+    assert [target.version for target in route.pinned] == ["3"]
+    world.registry.away = True
+    await world.look()
+    assert world.store.route("assistant") == route
+    world.registry.away = False
+    world.reconciler.service = before
+    for _ in range(3):
+        await world.look()
+    assert len(world.platform.removed) == 1
+    assert world.store.route("assistant").pinned == ()  # type: ignore[union-attr]

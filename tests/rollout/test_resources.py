@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from services.rollout.durations import format_duration, parse_duration
 from services.rollout.errors import InvalidResource
 from services.rollout.loading import load
 from services.rollout.plans import plans
-from services.rollout.resources import LLMService
+from services.rollout.resources import LLMService, Model
 
 HEAD = """\
 apiVersion: understudy.dev/v1alpha1
@@ -102,3 +103,8 @@ def test_a_judge_is_off_where_content_may_not_be_kept() -> None:
     service = _service(judge=judge, guardrails=guardrails)
     assert set(plans(service, "rehearsal", {})) == {"errors"}
     assert not service.judged
+
+
+def test_a_version_is_pinned_once() -> None:
+    with pytest.raises(ValidationError, match="pinned names a version twice"):
+        Model.model_validate({"registeredModel": "assistant", "pinned": ["3", "3"]})

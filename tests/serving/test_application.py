@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from services.serving.application import EngineSpec, owner_of, route_prefix, serve_application
+from services.serving.application import EngineSpec, bounds_of, owner_of, route_prefix, scaled, serve_application
 from services.serving.errors import InvalidEngineSpec
 
 
@@ -25,7 +25,7 @@ def test_a_cpu_revision() -> None:
     assert llm_config["model_loading_config"] == {"model_id": "assistant-v4-7c1f", "model_source": "/models/four"}
     assert llm_config["accelerator_config"] == {"kind": "cpu"}
     assert llm_config["placement_group_config"] == {"bundles": [{"CPU": 0.5}]}
-    assert llm_config["deployment_config"]["num_replicas"] == 1
+    assert "autoscaling_config" not in llm_config["deployment_config"]
 
 
 def test_a_gpu_revision_reserves_one_bundle_a_rank() -> None:
@@ -35,14 +35,32 @@ def test_a_gpu_revision_reserves_one_bundle_a_rank() -> None:
     assert llm_config["placement_group_config"]["bundles"] == [{"GPU": 1, "CPU": 1}] * 4
 
 
-def test_a_range_of_replicas_turns_the_autoscaler_on() -> None:
-    deployment = config(engine(min_replicas=2, max_replicas=5, max_ongoing_requests=10))["deployment_config"]
-    assert "num_replicas" not in deployment
-    scaling = deployment["autoscaling_config"]
+def made(spec: EngineSpec) -> dict[str, Any]:
+    return serve_application("assistant-v4-7c1f", "assistant", "/models/four", spec)
+
+
+def scaling_of(application: dict[str, Any]) -> dict[str, Any]:
+    (deployment,) = application["deployments"]
+    assert deployment["name"] == "LLMServer:assistant-v4-7c1f"
+    assert isinstance(deployment["autoscaling_config"], dict)
+    return deployment["autoscaling_config"]
+
+
+def test_the_autoscaler_gets_its_bounds_and_pace() -> None:
+    scaling = scaling_of(made(engine(min_replicas=2, max_replicas=5, max_ongoing_requests=10)))
     assert (scaling["min_replicas"], scaling["max_replicas"], scaling["target_ongoing_requests"]) == (2, 5, 7)
     pace = {"target_ongoing_requests": 3, "upscale_delay_s": 5.0}
-    scaling = config(engine(max_replicas=5, autoscaling=pace))["deployment_config"]["autoscaling_config"]
+    scaling = scaling_of(made(engine(max_replicas=5, autoscaling=pace)))
     assert (scaling["target_ongoing_requests"], scaling["upscale_delay_s"]) == (3, 5.0)
+
+
+def test_other_bounds_change_nothing_that_serve_starts_anew_for() -> None:
+    before = made(engine(max_replicas=5))
+    after = scaled(before, (0, 5))
+    assert (bounds_of(before), bounds_of(after)) == ((1, 5), (0, 5))
+    assert after == made(engine(min_replicas=0, max_replicas=5))
+    assert {key for key in before if before[key] != after[key]} == {"deployments"}
+    assert bounds_of({"name": "theirs", "import_path": "their.module:app"}) is None
 
 
 def test_ray_reads_engine_metrics_only_where_the_engine_keeps_them() -> None:
@@ -58,7 +76,8 @@ def test_ray_reads_engine_metrics_only_where_the_engine_keeps_them() -> None:
         ({"arguments": {"tensor_parallel_size": True}}, "tensor_parallel_size"),
         ({"resources": {}}, "resources"),
         ({"resources": {"CPU": 0}}, "resources"),
-        ({"min_replicas": 0}, "replicas"),
+        ({"min_replicas": -1}, "replicas"),
+        ({"min_replicas": 0, "max_replicas": 0}, "replicas"),
         ({"min_replicas": 3, "max_replicas": 2}, "replicas"),
         ({"max_ongoing_requests": 0}, "max_ongoing_requests"),
     ],

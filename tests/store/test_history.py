@@ -88,6 +88,12 @@ def test_series_per_bucket_and_arm(store: Store, now: float) -> None:
     assert [found[10, "control"][name] for name in numbers] == [1, 0, 0.1, 5.0, 0, 0]
 
 
+def test_whether_anybody_asked(store: Store, now: float) -> None:
+    store.write([observation(now - 5), observation(now, kind="mirror", pair="p"), observation(now, service="other")])
+    assert store.asked_since("assistant", now - 5)
+    assert not store.asked_since("assistant", now - 4.9)
+
+
 def test_traffic_per_bucket_and_revision(store: Store, now: float) -> None:
     start = now // 10 * 10
     store.write(

@@ -221,11 +221,17 @@ class KubernetesApi:
         )
 
     async def patch(
-        self, kind: Kind, namespace: str, name: str, operations: Sequence[Mapping[str, Any]]
+        self,
+        kind: Kind,
+        namespace: str,
+        name: str,
+        operations: Sequence[Mapping[str, Any]],
+        manager: str | None = None,
     ) -> dict[str, Any]:
-        """A JSON patch. The object as it is now; KubernetesRejected (422) where a `test` in it fails."""
+        """A JSON patch, under a field manager's name. The object as it is now; KubernetesRejected (422) where a `test` in it fails."""
         path = _path(kind.group, kind.version, namespace, kind.plural, name)
-        return await self._json("PATCH", path, None, [*operations], "application/json-patch+json")
+        query = {"fieldManager": manager} if manager is not None else None
+        return await self._json("PATCH", path, query, [*operations], "application/json-patch+json")
 
     async def event(
         self, about: Mapping[str, Any], type: str, reason: str, action: str, message: str, key: str

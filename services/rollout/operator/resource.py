@@ -40,7 +40,7 @@ REFUSED_SECONDS: Final = 10.0
 
 _CHANGED: Final = 422  # a JSON patch's test failed
 _ALARMING: Final = frozenset({"abort", "error", "hold"})
-_GOOD_NEWS: Final = frozenset({reasons.SERVING, "Reachable"})
+_GOOD_NEWS: Final = frozenset({reasons.SERVING, reasons.SCALED_TO_ZERO, reasons.VERSION_PINNED, "Reachable"})
 
 
 class Order(BaseModel):

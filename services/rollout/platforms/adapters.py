@@ -69,6 +69,11 @@ class AdapterPlatform:
             raise PlatformUnavailable(f"adapter {revision.name} cannot be put into {folder}: {error}") from error
         (await self._known())[revision.name] = revision.base
 
+    async def scale(self, name: str, replicas: tuple[int, int]) -> None:
+        """See `Platform.scale`; an adapter has as many as its engine."""
+        if name not in await self._known():
+            await self._inner.scale(name, replicas)
+
     async def remove(self, name: str) -> None:
         """See `Platform.remove`. An engine may keep a removed adapter in memory until another needs the room."""
         engine = (await self._known()).get(name)

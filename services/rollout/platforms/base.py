@@ -58,9 +58,9 @@ class RevisionSpec:
 class RevisionState:
     """What a platform sees of one revision now.
 
-    `ready` means that the revision has answered real completions at `address`; `direct` leads past the platform's proxy to its only
-    replica, and may lead nowhere at any time. `failed` is an observation and no sentence: a
-    platform may bring an engine back, and then says so.
+    `ready` means that the revision has answered real completions at `address`, and would again: with no replica left (`replicas` from 0)
+    the platform starts one for the first request there. `direct` leads past that to replicas, and may lead nowhere at any time.
+    `failed` is an observation and no sentence: a platform may bring an engine back, and then says so.
     """
 
     name: str
@@ -69,6 +69,8 @@ class RevisionState:
     address: str | None  # base URL for the gateway, ending in /v1
     message: str  # the platform's last words (the engine's own error when failed)
     direct: str | None = None  # base URL ending in /v1
+    replicas: tuple[int, int] | None = None
+    """Fewest and most that the revision may have now; None: unknown."""
 
 
 class Platform(Protocol):
@@ -76,6 +78,9 @@ class Platform(Protocol):
 
     async def apply(self, revision: RevisionSpec) -> None:
         """Starts or updates a revision; idempotent. Returns as soon as the platform has accepted it."""
+
+    async def scale(self, name: str, replicas: tuple[int, int]) -> None:
+        """Changes the fewest and most replicas of a revision that is there; running ones go on. Idempotent."""
 
     async def remove(self, name: str) -> None:
         """Drains and removes a revision; idempotent. Must not disturb any other application."""

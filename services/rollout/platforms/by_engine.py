@@ -28,11 +28,20 @@ class PlatformByEngine:
             )
         await platform.apply(revision)
 
+    async def scale(self, name: str, replicas: tuple[int, int]) -> None:
+        """See `Platform.scale`."""
+        for platform in self._holding(name):
+            await platform.scale(name, replicas)
+
     async def remove(self, name: str) -> None:
         """See `Platform.remove`."""
-        where = self._seen.get(name)
-        for platform in self._platforms.values() if where is None else (self._platforms[where],):
+        for platform in self._holding(name):
             await platform.remove(name)
+
+    def _holding(self, name: str) -> list[Platform]:
+        """Where the revision was last seen; all where it was not."""
+        where = self._seen.get(name)
+        return list(self._platforms.values()) if where is None else [self._platforms[where]]
 
     async def observe(self, service: str) -> dict[str, RevisionState]:
         """See `Platform.observe`; one that does not answer leaves nothing known, but the refusal of one that is not used is no matter."""

@@ -16,7 +16,7 @@ from services.rollout.platforms.kuberay_status import RevisionSnapshot
 from services.rollout.platforms.kubernetes_objects import KubernetesError, KubernetesObjects, KubernetesRejected
 from services.rollout.platforms.serve_status import engine_error
 from services.rollout.platforms.warm_up import WarmUps
-from services.serving.application import EngineSpec, route_prefix
+from services.serving.application import EngineSpec, bounds_of, route_prefix
 from services.serving.errors import InvalidEngineSpec
 from services.serving.rayservice import (
     API_VERSION,
@@ -24,8 +24,11 @@ from services.serving.rayservice import (
     REVISION_LABEL,
     SERVICE_LABEL,
     PodSettings,
+    application_of,
+    head_address,
     object_name,
     ray_service,
+    rescaled,
     serve_address,
 )
 
@@ -91,6 +94,18 @@ class KubeRayPlatform:
         except KubernetesError as error:
             raise self._translated(error) from error
 
+    async def scale(self, name: str, replicas: tuple[int, int]) -> None:
+        """See `Platform.scale`. Raises PlatformRejected and PlatformUnavailable."""
+        present = await self._get(name)
+        if present is None or not _is_ours(present, name) or present["metadata"].get("deletionTimestamp"):
+            return
+        if bounds_of(application_of(present)) == replicas:
+            return
+        try:
+            await self._kubernetes.apply(rescaled(present, replicas), MANAGER)
+        except KubernetesError as error:
+            raise self._translated(error) from error
+
     async def remove(self, name: str) -> None:
         """See `Platform.remove`. Raises PlatformRejected and PlatformUnavailable."""
         self._forget(name)
@@ -124,7 +139,11 @@ class KubeRayPlatform:
     async def _state(self, service: str, snapshot: RevisionSnapshot) -> RevisionState:
         name = snapshot.name
         phase, message = snapshot.phase()
-        address = f"{serve_address(name, self._namespace)}{route_prefix(service, name)}/v1"
+        engines, head = (
+            f"{at(name, self._namespace)}{route_prefix(service, name)}/v1" for at in (serve_address, head_address)
+        )
+        # Without engines there are no pods behind their Service: only the head can start one, so it is kept in reserve.
+        address, direct = (head, engines) if snapshot.may_sleep else (engines, None)
         if phase != "ready":
             self._warm_ups.forget(name)
         elif not self._warm_ups.answered(name, address):
@@ -133,7 +152,10 @@ class KubeRayPlatform:
             message = "\n".join(filter(None, (message, await self._engine_words(snapshot))))
         else:
             self._last_words.pop(name, None)
-        return RevisionState(name, phase, snapshot.ready_replicas(), address if phase == "ready" else None, message)
+        ready = snapshot.ready_replicas()
+        if phase != "ready":
+            return RevisionState(name, phase, ready, None, message, replicas=snapshot.bounds)
+        return RevisionState(name, phase, ready, address, message, direct if ready else None, snapshot.bounds)
 
     async def _engine_words(self, snapshot: RevisionSnapshot) -> str:
         """The line of the engine's log that names the cause: Serve's message often holds only that something below it broke."""

@@ -11,8 +11,9 @@ from typing import Any, Final
 
 from services.rollout.platforms.base import Phase
 from services.rollout.platforms.serve_status import first_and_last
+from services.serving.application import bounds_of
 from services.serving.fetch import PERMANENT
-from services.serving.rayservice import FETCH, HEAD, WORKER
+from services.serving.rayservice import FETCH, HEAD, WORKER, application_of
 
 _NODE_TYPE: Final = "ray.io/node-type"
 # Reasons that a container waits for which time alone does not cure. ErrImagePull is not among them: it is the first try.
@@ -64,11 +65,28 @@ class RevisionSnapshot:
         lost = self._lost_head()
         if condition.get("status") == "True" and (status == "RUNNING" if lost is None else self._outlives_its_head()):
             return "ready", "; ".join(filter(None, (lost, said)))
+        if (
+            self.may_sleep
+            and lost is None
+            and status == "RUNNING"
+            and not any(trouble.hopeless for trouble in troubles)
+        ):
+            return "ready", said  # KubeRay calls it not ready for want of engines, which the next request brings
         if lost is None and (status == "DEPLOY_FAILED" or (status == "UNHEALTHY" and not self.ready_replicas())):
             return "failed", "; ".join(filter(None, (words, said)))
         if any(trouble.hopeless for trouble in troubles):
             return "failed", said
         return "starting", "; ".join(filter(None, (said, lost))) or words or _progress(self.pods, condition)
+
+    @property
+    def bounds(self) -> tuple[int, int] | None:
+        """Fewest and most replicas that Serve is told to have."""
+        return bounds_of(application_of(self.service))
+
+    @property
+    def may_sleep(self) -> bool:
+        """Whether it may have no engine at all while nobody asks."""
+        return self.bounds is not None and self.bounds[0] == 0
 
     def ready_replicas(self) -> int:
         """Replicas that answer: the one pod of each where its engine is, behind a proxy that has said so to the kubelet."""

@@ -16,7 +16,7 @@ import aiohttp
 from services.rollout.platforms.base import PlatformRejected, PlatformUnavailable, RevisionSpec, RevisionState
 from services.rollout.platforms.serve_status import ServeSnapshot, engine_error, http_port
 from services.rollout.platforms.warm_up import WarmUps
-from services.serving.application import EngineSpec, owner_of, route_prefix, serve_application
+from services.serving.application import EngineSpec, bounds_of, owner_of, route_prefix, scaled, serve_application
 from services.serving.errors import InvalidEngineSpec
 
 _APPLICATIONS = "/api/serve/applications/"
@@ -77,6 +77,15 @@ class ServePlatform:
         self._refuse_others(await self._snapshot(), application)
         await self._write(lambda current: {**current, revision.name: application})
 
+    async def scale(self, name: str, replicas: tuple[int, int]) -> None:
+        """See `Platform.scale`. Raises PlatformRejected and PlatformUnavailable."""
+        await self._write(
+            lambda current: {
+                n: scaled(app, replicas) if n == name and owner_of(app.get("route_prefix")) is not None else app
+                for n, app in current.items()
+            }
+        )
+
     async def remove(self, name: str) -> None:
         """See `Platform.remove`. Raises PlatformUnavailable."""
         self._forget(name)
@@ -112,7 +121,8 @@ class ServePlatform:
         if phase == "failed":
             message = "\n".join(part for part in (message, self._last_words.get(name)) if part)
         address = self._address(service, name) if phase == "ready" else None
-        return RevisionState(name, phase, snapshot.ready_replicas(name), address, message)
+        bounds = bounds_of(snapshot.declared().get(name, {}))
+        return RevisionState(name, phase, snapshot.ready_replicas(name), address, message, replicas=bounds)
 
     async def _replica_address(self, snapshot: ServeSnapshot, service: str, name: str) -> str | None:
         """The base URL of the revision's only replica, once it has answered there."""

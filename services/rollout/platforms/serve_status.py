@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from services.rollout.platforms.base import Phase, PlatformUnavailable
-from services.serving.application import owner_of
+from services.serving.application import ENGINE, owner_of
 
 # Serve's options that a PUT must repeat: it starts Serve with them, and warns when they change.
 _OPTIONS = ("proxy_location", "http_options", "grpc_options", "target_capacity")
@@ -87,8 +87,8 @@ class ServeSnapshot:
         return app.get("route_prefix") or (app.get("deployed_app_config") or {}).get("route_prefix")
 
     def is_running(self, name: str) -> bool:
-        """Serve calls the application RUNNING, whether or not it answers."""
-        return bool(self._apps()[name].get("status") == "RUNNING")
+        """Serve sends requests to the application, whether or not it answers."""
+        return self.phase(name)[0] == "ready"
 
     def is_failed(self, name: str) -> bool:
         """The application serves nothing, and that is not for want of time."""
@@ -100,7 +100,8 @@ class ServeSnapshot:
         status, message = app.get("status"), self._message(app)
         if status == "DELETING":
             return "draining", message
-        if status == "RUNNING":
+        # DEPLOYING is said of every change of the bounds too; replicas that ran before it go on.
+        if status == "RUNNING" or (status == "DEPLOYING" and self.ready_replicas(name) > 0):
             return "ready", message
         # UNHEALTHY: replicas that served have died or stopped answering; Serve starts others.
         if status == "DEPLOY_FAILED" or (status == "UNHEALTHY" and self.ready_replicas(name) == 0):
@@ -137,7 +138,7 @@ class ServeSnapshot:
     def _engine(self, name: str) -> dict[str, Any]:
         """The deployment that holds the engine; the router beside it has none."""
         deployments: dict[str, dict[str, Any]] = self._apps()[name].get("deployments") or {}
-        return next((d for d_name, d in deployments.items() if d_name.startswith("LLMServer")), {})
+        return next((d for d_name, d in deployments.items() if d_name.startswith(ENGINE)), {})
 
     @staticmethod
     def _message(app: dict[str, Any]) -> str:

@@ -260,3 +260,44 @@ async def test_an_engine_that_cannot_be_built_is_refused(platform: KubeRayPlatfo
     with pytest.raises(PlatformRejected, match="no digest"):
         await platform.apply(spec(artifact="runs:/1/model"))
     assert cluster.applied == []
+
+
+async def test_other_bounds_change_the_application_alone(platform: KubeRayPlatform, cluster: Cluster) -> None:
+    await brought_up(platform, cluster, replicas=(1, 2))
+    before = cluster.services[ONE]["spec"]
+    await platform.scale(ONE, (0, 2))
+    assert (await seen(platform)).replicas == (0, 2)
+    (applied, manager) = cluster.applied[-1]
+    assert manager == "understudy"
+    assert applied["metadata"]["ownerReferences"] == [OWNER]
+    assert "status" not in applied
+    changed = {key for key, value in applied["spec"].items() if before[key] != value}
+    assert changed == {"serveConfigV2"}
+    count = len(cluster.applied)
+    await platform.scale(ONE, (0, 2))
+    await platform.scale(TWO, (0, 2))
+    assert len(cluster.applied) == count
+
+
+async def test_without_an_engine_the_head_answers(platform: KubeRayPlatform, cluster: Cluster) -> None:
+    await brought_up(platform, cluster, replicas=(1, 2))
+    await platform.scale(ONE, (0, 2))
+    state = await seen(platform)
+    assert state.address == f"http://{ONE}-head-svc.models:8000/assistant/{ONE}/v1"
+    assert state.direct == f"http://{ONE}-serve-svc.models:8000/assistant/{ONE}/v1"
+    cluster.sleep(ONE)
+    state = await seen(platform)
+    assert (state.phase, state.ready_replicas, state.direct) == ("ready", 0, None)
+    assert state.address is not None
+    cluster.leave_pending(cluster.wake(ONE), "0/1 nodes are available: 1 Insufficient nvidia.com/gpu.")
+    state = await seen(platform)  # it is told, and the next request still may wait for it
+    assert (state.phase, state.ready_replicas) == ("ready", 0)
+    assert "Insufficient nvidia.com/gpu" in state.message
+    cluster.fail_container(f"{ONE}-worker-0", "ray-worker", waiting="ImagePullBackOff")
+    assert (await seen(platform)).phase == "failed"
+
+
+async def test_one_that_never_ran_is_not_asleep(platform: KubeRayPlatform, cluster: Cluster) -> None:
+    await platform.apply(spec(replicas=(0, 2)))
+    cluster.run(ONE)
+    assert (await seen(platform)).phase == "starting"

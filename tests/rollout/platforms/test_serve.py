@@ -117,6 +117,34 @@ async def test_applying_again_writes_nothing(platform: ServePlatform, serve: Ser
     assert len(serve.puts) == 2
 
 
+async def test_other_bounds_leave_running_replicas_alone(platform: ServePlatform, serve: ServeApi) -> None:
+    await platform.apply(spec(ONE, replicas=(1, 4)))
+    serve.foreign("theirs", "declarative")
+    serve.status(ONE, "RUNNING", replicas=2)
+    state = await observed(platform, ONE, lambda state: state.phase == "ready")
+    assert state.replicas == (1, 4)
+    asked = len(serve.completions)
+    await platform.scale(ONE, (0, 4))
+    state = (await platform.observe("assistant"))[ONE]
+    assert (state.phase, state.replicas, state.ready_replicas) == ("ready", (0, 4), 2)
+    assert len(serve.completions) == asked  # it need not answer anew
+    before = len(serve.puts)
+    await platform.scale(ONE, (0, 4))
+    await platform.scale("theirs", (0, 4))
+    await platform.scale(TWO, (0, 4))
+    assert len(serve.puts) == before
+
+
+async def test_without_a_replica_it_is_ready_for_the_next_request(direct: ServePlatform, serve: ServeApi) -> None:
+    await direct.apply(spec(ONE, replicas=(0, 1)))
+    serve.status(ONE, "RUNNING")
+    await observed(direct, ONE, lambda state: state.direct is not None)
+    serve.status(ONE, "RUNNING", replicas=0)
+    state = (await direct.observe("assistant"))[ONE]
+    assert (state.phase, state.ready_replicas, state.direct) == ("ready", 0, None)
+    assert state.address is not None
+
+
 async def test_concurrent_writes_lose_nothing(platform: ServePlatform, serve: ServeApi) -> None:
     await asyncio.gather(*(platform.apply(spec(f"assistant-v{i}-0000")) for i in range(5)))
     assert len(serve.applications) == 5
