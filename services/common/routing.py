@@ -41,6 +41,37 @@ class Mirror(msgspec.Struct, frozen=True, kw_only=True):
     """Whether prompt and answers are kept (encrypted, at most an hour) for the judge."""
 
 
+class Allowance(msgspec.Struct, frozen=True, kw_only=True):
+    """What one key, or one user, may take of a service in a minute, over all gateways; None: no limit."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    """Prompt and answer together, as the engine counts them."""
+
+
+class ContentFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """A named check of the texts of prompts, answers or both."""
+
+    name: str
+    applies_to: Literal["prompt", "answer", "both"]
+    pattern: str
+    """A regular expression of RE2; case is ignored."""
+    action: Literal["block", "redact"]
+    max_length: int
+    """Characters of the longest match that is surely found in a stream, which is held back that far."""
+
+
+class Rules(msgspec.Struct, frozen=True, kw_only=True):
+    """What gateways enforce for a service, whichever revision answers."""
+
+    per_key: Allowance = Allowance()
+    per_user: Allowance = Allowance()
+    content_filters: tuple[ContentFilter, ...] = ()
+    """In the order in which they see a text."""
+    prompt: str | None = None
+    """The service's system prompt; a revision's own follows it."""
+
+
 class Hold(msgspec.Struct, frozen=True, kw_only=True):
     """An engine that nobody asks for ends; requests wait in the gateway while it starts again."""
 
@@ -75,6 +106,8 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds after the horizon until the unit's value closes: time for running requests to end and feedback to come."""
     eject_after: int = 5
     """Failures of the candidate in a row after which a gateway stops sending it requests on its own."""
+    rules: Rules | None = None
+    """Quotas, content filters and prompt of the service; None: none of them."""
     pinned: tuple[Target, ...] = ()
     """Revisions that only `model: service@vN` reaches."""
     hold: Hold | None = None

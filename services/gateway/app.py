@@ -26,7 +26,7 @@ from services.common.identifiers import uuid7
 from services.common.wire import ApiError, BadRequest, MethodNotAllowed, NotFound
 from services.gateway.assignment import Assigner
 from services.gateway.auth import Caller, Keys
-from services.gateway.content_filters import ContentFilters
+from services.gateway.content_filters import Filter
 from services.gateway.errors import Internal
 from services.gateway.exchange import error_headers, respond_error
 from services.gateway.feedback import Answered, FeedbackDesk, FeedbackIn, FeedbackOut
@@ -165,8 +165,9 @@ async def _running(
         _add_gauges(metrics, table, recorder, assigner)
         answered = Answered()
         app.completions = Completions(
-            settings, clock=clock, keys=app.keys, quotas=Quotas(settings.quotas, clock),
-            filters=ContentFilters(settings.content_filters), table=table, assigner=assigner, session=session,
+            settings, clock=clock, keys=app.keys,
+            quotas=Quotas(settings.quotas, clock, lambda: table.gateways),
+            filters=tuple(Filter(one.declared()) for one in settings.content_filters), table=table, assigner=assigner, session=session,
             waiting=WaitingRooms(metrics, settings.engine_silence_seconds, table.revisions),
             recorder=recorder, mirror=mirror, answered=answered, metrics=metrics,
         )  # fmt: skip

@@ -25,10 +25,10 @@ and model names leave a client no way to cause them."""
 
 
 class QuotaExceeded(wire.TooManyRequests):
-    """The key's bucket is empty. `retry_after`: seconds until one request fits again."""
+    """A bucket is empty. `quota`: whose, and how large it is; `retry_after`: seconds until one request fits again."""
 
-    def __init__(self, retry_after: float) -> None:
-        super().__init__(f"This key's quota is used up; try again in {retry_after:.1f} s.")
+    def __init__(self, quota: str, retry_after: float) -> None:
+        super().__init__(f"The quota is used up. {quota}; try again in {retry_after:.1f} s.")
         self.retry_after = retry_after
 
 

@@ -92,6 +92,16 @@ class Meter:
         return "".join(self._text or ())
 
     @property
+    def tokens(self) -> int | None:
+        """Tokens of prompt and answer together, as the engine counts them."""
+        return (self.tokens_in or 0) + self.tokens_out if self.tokens_out is not None else None
+
+    @property
+    def arrivals(self) -> int:
+        """Events with text that have come: hardly more than there were tokens."""
+        return self._arrivals
+
+    @property
     def gap_mean(self) -> float | None:
         """Mean seconds between tokens: first to last arrival, over the engine's count of tokens (of arrivals, where it counts none)."""
         tokens = self.tokens_out or self._arrivals
@@ -180,6 +190,12 @@ class Rename:
         return data
 
 
+def data_of(event: bytes) -> bytes:
+    """The data of one event; empty for a comment."""
+    lines = (line[5:].removeprefix(b" ") for line in event.split(b"\n") if line.startswith(b"data:"))
+    return b"\n".join(lines)
+
+
 class EventStream:
     """Cuts an engine's bytes into events, measures each, and gives back the bytes for the client.
 
@@ -223,8 +239,7 @@ class EventStream:
         if event.startswith(b"data: ") and b"\n" not in event:
             data = event[6:]
         else:
-            lines = (line[5:].removeprefix(b" ") for line in event.split(b"\n") if line.startswith(b"data:"))
-            data = b"\n".join(lines)
+            data = data_of(event)
             if not data:
                 return False  # a comment that keeps the connection alive, or a field we do not know
         return self._meter.event(data, now) and self._strip_usage

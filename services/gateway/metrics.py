@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -73,6 +74,14 @@ class Metrics:
             names.REQUESTS, "Attempts of engines, by outcome", (*_ATTEMPT_LABELS, names.OUTCOME), registry=self.registry
         )
         self._refused = self._counter(names.REFUSED, "Requests that reached no engine", names.REASON)
+        self._filtered = self._counter(
+            names.FILTERED,
+            "Prompts and answers that a content filter changed",
+            names.SERVICE,
+            names.FILTER,
+            names.TEXT,
+            names.ACTION,
+        )
         self._fallbacks = self._counter(names.FALLBACKS, "Candidate's failures tried on stable", names.SERVICE)
         self._ejections = self._counter(names.EJECTIONS, "Times a candidate was ejected", names.SERVICE)
         self._mirror_dropped = self._counter(
@@ -104,6 +113,10 @@ class Metrics:
 
     def refused(self, code: str) -> None:
         self._refused.labels(code).inc()
+
+    def filtered(self, service: str, text: Literal["prompt", "answer"], name: str, action: str) -> None:
+        """A filter blocked or redacted one prompt or answer."""
+        self._filtered.labels(service, name, text, action).inc()
 
     def fell_back(self, service: str) -> None:
         self._fallbacks.labels(service).inc()

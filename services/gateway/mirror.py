@@ -22,6 +22,7 @@ from services.common.assignment import BUCKETS, Arm, bucket_of
 from services.common.clock import Clock
 from services.common.identifiers import uuid7
 from services.common.routing import Target
+from services.gateway.content_filters import sift_answer
 from services.gateway.errors import AttemptFailed
 from services.gateway.metrics import Metrics
 from services.gateway.recorder import Recorder
@@ -127,7 +128,8 @@ class Mirror:
             if text is not None:
                 answers[arm] = text
         if content and len(answers) == 2:
-            await self._keep(copy, Content(copy.request.last_prompt(), answers["candidate"], answers["control"]))
+            shown = {arm: sift_answer(copy.entry.answer_filters, text) for arm, text in answers.items()}
+            await self._keep(copy, Content(copy.request.last_prompt(), shown["candidate"], shown["control"]))
 
     async def _answer(self, copy: Copy, arm: Arm, target: Target, *, keep_text: bool) -> str | None:
         """One copy's answer, recorded; None where it failed."""

@@ -1,6 +1,6 @@
 """The hot path: one client's request for a completion, from its first byte to its last.
 
-    authenticate ── quota ── read, parse ── content filters ── arm ── attempt (── fallback to stable) ── relay ── record ── last bytes
+    authenticate ── quota ── read, parse ── service's rules ── arm ── attempt (── fallback to stable) ── relay ── record ── last bytes
 
 A bare ASGI application: the framework's routing and validation cost more than everything done here. It writes to one client, reads from
 one engine at a time, and never waits for the store.
@@ -19,11 +19,12 @@ from starlette.types import Receive, Scope, Send
 
 from services.common.clock import Clock
 from services.common.identifiers import uuid7
-from services.common.routing import Hold, Target
+from services.common.routing import Hold, Rules, Target
 from services.common.wire import ApiError, BadRequest, Unavailable
+from services.gateway.answer_filter import AnswerFilter
 from services.gateway.assignment import Assigner, Placement
 from services.gateway.auth import Caller, Keys
-from services.gateway.content_filters import ContentFilters
+from services.gateway.content_filters import Filters, PromptBlocked, sift_prompt
 from services.gateway.errors import AttemptFailed, Internal
 from services.gateway.exchange import ClientGone, ClientWatch, Head, read_body, respond, respond_error
 from services.gateway.feedback import Answered
@@ -74,7 +75,7 @@ class Completions:
         clock: Clock,
         keys: Keys,
         quotas: Quotas,
-        filters: ContentFilters,
+        filters: Filters,
         table: RoutingTable,
         assigner: Assigner,
         session: aiohttp.ClientSession,
@@ -126,12 +127,15 @@ class Completions:
             self._quotas.take(caller)
             body = await read_body(receive, head, self._settings.limits)
             request = parse(body, PATHS[scope["path"]], self._settings.limits)
-            self._filters.check(request)
+            if self._filters:
+                request, _ = sift_prompt(self._filters, request)
             entry, version = self._table.find(request.model)
             user = request.user or head.user
             if user is not None and len(user) > USER_LENGTH:
                 raise BadRequest(f"X-User-Id is longer than {USER_LENGTH} characters.", code="too_long")
             unit = self._assigner.unit(caller, user)
+            if entry.route.rules is not None:
+                request = self._enforce(entry, entry.route.rules, caller, unit, request)
             if version is not None:
                 placement = self._assigner.pin(entry, unit, version, caller)
             else:
@@ -147,6 +151,25 @@ class Completions:
         if placement.exposed:
             self._expose(call)
         return call
+
+    def _enforce(self, entry: Entry, rules: Rules, caller: Caller, unit: str, request: ModelRequest) -> ModelRequest:
+        """What the service declares for requests: quotas, then content filters. Before the arm is chosen, so the same for both.
+
+        Raises:
+            QuotaExceeded, PromptBlocked: it goes no further.
+        """
+        service = entry.route.service
+        self._quotas.admit(service, rules, caller, unit)
+        if not entry.prompt_filters:
+            return request
+        try:
+            request, hits = sift_prompt(entry.prompt_filters, request)
+        except PromptBlocked as blocked:
+            self._metrics.filtered(service, "prompt", blocked.filter, "block")
+            raise
+        for name, action in hits.effects():
+            self._metrics.filtered(service, "prompt", name, action)
+        return request
 
     async def _answer(self, call: _Call, receive: Receive, send: Send) -> None:
         watch = ClientWatch(receive)
@@ -288,7 +311,9 @@ class Completions:
 
     def _begin(self, call: _Call, target: Target, number: int) -> Attempt:
         urls = call.entry.urls(target, call.request.endpoint)
-        attempt = Attempt(call.request, target, urls, self._clock, number=number)
+        filters = call.entry.answer_filters
+        screen = AnswerFilter(filters, call.request.choices()) if filters else None
+        attempt = Attempt(call.request, target, urls, self._clock, number=number, screen=screen)
         call.unrecorded.append(attempt)
         return attempt
 
@@ -312,6 +337,8 @@ class Completions:
         call.unrecorded.remove(attempt)
         if outcome == "ok" and placement.arm == "candidate" and attempt.number == 0:
             call.entry.candidate_succeeded()
+        if call.entry.route.rules is not None:
+            outcome = self._settle(call, call.entry.route.rules, attempt, outcome)
         row = observation(
             attempt,
             self._recorder,
@@ -330,6 +357,16 @@ class Completions:
         self._recorder.record(row)
         self._answered.remember(row)
         self._metrics.observed(row)
+
+    def _settle(self, call: _Call, rules: Rules, attempt: Attempt, outcome: Outcome) -> Outcome:
+        """Charges the answer's tokens and counts what filters did to it; the outcome, which is `filtered` where they withheld it."""
+        service = call.entry.route.service
+        self._quotas.charge(service, rules, call.caller, call.placement.unit, attempt.tokens)
+        if attempt.screen is None:
+            return outcome
+        for name, action in sorted({effect for hits in attempt.screen.hits for effect in hits.effects()}):
+            self._metrics.filtered(service, "answer", name, action)
+        return "filtered" if outcome == "ok" and attempt.screen.blocked is not None else outcome
 
     def _expose(self, call: _Call) -> None:
         route, placement = call.entry.route, call.placement

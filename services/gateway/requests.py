@@ -7,7 +7,8 @@ Called by the hot path and the mirror; pure.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, TypeVar
 
 import msgspec
@@ -90,10 +91,43 @@ class ModelRequest:
         return _encode(fields)
 
     def texts(self) -> list[str]:
-        """Every text of the prompt, decoded: for content filters and the judge."""
+        """The contents of the prompt, decoded: for the judge."""
         return _strings(
             msgspec.json.decode(self.fields["messages" if self.endpoint == "chat/completions" else "prompt"])
         )
+
+    def with_texts(self, change: Callable[[str], str]) -> ModelRequest:
+        """The request with each text of the prompt put through `change`: contents, reasoning and tool calls of messages, documents, the
+        suffix. Names, pictures and schemas stay.
+
+        Raises:
+            BadRequest: a text is no Unicode.
+        """
+        fields = dict(self.fields)
+        for name in _TEXT_FIELDS[self.endpoint]:
+            if name not in fields:
+                continue
+            try:
+                before = msgspec.json.decode(fields[name])
+            except msgspec.DecodeError:
+                raise BadRequest(f"`{name}` is not valid JSON.", param=name, code="invalid_json") from None
+            after = _changed(before, change)
+            if after != before:
+                fields[name] = msgspec.Raw(_encode(after))
+        return replace(self, fields=fields)
+
+    def has_token_prompt(self) -> bool:
+        """Whether some of the prompt is given as token numbers."""
+        if self.endpoint != "completions":
+            return False
+        prompt = _prompt.decode(self.fields["prompt"])
+        return isinstance(prompt, list) and not all(isinstance(one, str) for one in prompt)
+
+    def choices(self) -> int:
+        """How many answers are wanted: `n` for each prompt."""
+        many = (_count.decode(self.fields["n"]) if "n" in self.fields else None) or 1
+        prompt = _prompt.decode(self.fields["prompt"]) if self.endpoint == "completions" else ""
+        return many * (len(prompt) if isinstance(prompt, list) and not isinstance(prompt[0], int) else 1)
 
     def last_prompt(self) -> str:
         """The last user message, or the prompt: what a judge sees."""
@@ -107,6 +141,17 @@ class ModelRequest:
 
 
 _TRUE: Final = msgspec.Raw(b"true")
+_TEXT_FIELDS: Final[dict[Endpoint, tuple[str, ...]]] = {
+    "chat/completions": ("messages", "documents"),
+    "completions": ("prompt", "suffix"),
+}
+_TEXT_KEYS: Final = frozenset(
+    {
+        "content", "text", "refusal", "reasoning", "reasoning_content", "tool_calls", "function_call", "function", "arguments",
+        "title", "contents",
+    }
+)  # fmt: skip
+"""Keys under which messages and documents hold what an engine reads as text."""
 
 
 def parse(body: bytes, endpoint: Endpoint, limits: LimitSettings) -> ModelRequest:
@@ -263,6 +308,16 @@ def _with_prefix(raw: msgspec.Raw, prefix: str) -> msgspec.Raw:
     if isinstance(prompt, str):
         return msgspec.Raw(_encode(f"{prefix}\n{prompt}"))
     return msgspec.Raw(_encode([f"{prefix}\n{one}" if isinstance(one, str) else one for one in prompt]))
+
+
+def _changed(value: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: _changed(item, change) if key in _TEXT_KEYS else item for key, item in value.items()}
+    if isinstance(value, list):
+        return [_changed(item, change) for item in value]
+    return value
 
 
 def _strings(value: object) -> list[str]:

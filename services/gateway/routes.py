@@ -18,8 +18,10 @@ import msgspec
 from yarl import URL
 
 from services.common.clock import Clock
-from services.common.routing import Route, Target
+from services.common.patterns import BadPattern
+from services.common.routing import Allowance, Route, Rules, Target
 from services.common.wire import NotFound
+from services.gateway.content_filters import Filter
 from services.gateway.errors import BadRoute
 from services.gateway.requests import Endpoint
 from services.gateway.settings import GatewaySettings
@@ -41,7 +43,16 @@ class Entry:
             self.mirror_salt = bytes.fromhex(route.mirror.salt) if route.mirror else b""
         except ValueError:
             raise BadRoute(f"{route.service}: a salt is not hexadecimal") from None
-        self.route = route
+        rules = route.rules or Rules()
+        try:
+            filters = tuple(Filter(one) for one in rules.content_filters)
+        except BadPattern as error:
+            raise BadRoute(f"{route.service}: a content filter's pattern is {error}") from None
+        self.prompt_filters = tuple(one for one in filters if one.on_prompt)
+        self.answer_filters = tuple(one for one in filters if one.on_answer)
+        self.published = route
+        self.route = _prompted(route, rules.prompt) if rules.prompt is not None else route
+        """As published, with the service's prompt before each revision's own."""
         self._urls = {target.revision: _urls(route.service, target) for target in _targets(route)}
         self._turn = itertools.count()
         self.failures = 0
@@ -78,6 +89,8 @@ class RoutingTable:
         self._known_since: dict[str, float] = {}
         self._contact = float("-inf")
         self._offset = clock.time() - clock.monotonic()
+        self.gateways = 1
+        """Live gateways, this one among them, as of the last look; they share the services' quotas."""
 
     def store_time(self) -> float:
         """Seconds since the epoch in the store's time, as measured at the last contact; never set back by this machine's wall clock."""
@@ -116,7 +129,14 @@ class RoutingTable:
         return self._removed | {service: entry.route.version for service, entry in self._entries.items()}
 
     def routes(self) -> list[Route]:
-        return [entry.route for entry in self._entries.values()]
+        """As published."""
+        return [entry.published for entry in self._entries.values()]
+
+    def has_quotas(self) -> bool:
+        """Whether any service declares quotas."""
+        none = Allowance()
+        declared = (entry.route.rules for entry in self._entries.values())
+        return any(rules is not None and (rules.per_key, rules.per_user) != (none, none) for rules in declared)
 
     def revisions(self) -> set[str]:
         return {target.revision for entry in self._entries.values() for target in _targets(entry.route)}
@@ -151,7 +171,7 @@ class RoutingTable:
             except BadRoute as error:
                 log.error("route version %d refused: %s", route.version, error)
                 continue
-            if old is not None and old.route.candidate == route.candidate:
+            if old is not None and old.route.candidate == entry.route.candidate:
                 entry.failures, entry.ejected_until = old.failures, old.ejected_until
             self._entries[route.service] = entry
             self._removed.pop(route.service, None)
@@ -219,6 +239,8 @@ class RoutePoller:
                 await loop.run_in_executor(self._executor, self._keep, self._table.routes())
             lease = self._lease(self._table.versions(), now)
             await loop.run_in_executor(self._executor, self._store.renew_lease, lease)
+            if self._table.has_quotas():
+                self._table.gateways = max(1, len(await loop.run_in_executor(self._executor, self._store.leases)))
             self._table.contact_made(began)
         except Exception as error:  # noqa: BLE001  # whatever the store does, the gateway goes on with the table it has
             if self._reachable is not False:
@@ -242,6 +264,19 @@ class RoutePoller:
             log.warning("the routing table could not be kept on disk: %s", error)
             with contextlib.suppress(OSError):
                 Path(temporary).unlink()
+
+
+def _prompted(route: Route, prompt: str) -> Route:
+    def with_prompt(target: Target) -> Target:
+        own = f"\n\n{target.system_prompt}" if target.system_prompt else ""
+        return msgspec.structs.replace(target, system_prompt=prompt + own)
+
+    return msgspec.structs.replace(
+        route,
+        stable=with_prompt(route.stable),
+        candidate=with_prompt(route.candidate) if route.candidate is not None else None,
+        pinned=tuple(with_prompt(target) for target in route.pinned),
+    )
 
 
 def _targets(route: Route) -> list[Target]:

@@ -52,7 +52,7 @@ def observation(
         tokens_out=meter.tokens_out,
         outcome=outcome,
         status=attempt.status(outcome),
-        error=attempt.failure.kind if attempt.failure is not None else None,
+        error=_reason(attempt, outcome),
         pair=pair,
         tenant=tenant,
         client_request_id=client_request_id,
@@ -61,3 +61,9 @@ def observation(
         boot=recorder.boot,
         sequence=recorder.next_sequence(),
     )
+
+
+def _reason(attempt: Attempt, outcome: Outcome) -> str | None:
+    if outcome == "filtered":
+        return attempt.screen.blocked if attempt.screen is not None else None
+    return attempt.failure.kind if attempt.failure is not None else None

@@ -13,6 +13,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from services.common import routing
+from services.common.patterns import Pattern
+
 Scope = Literal["pin", "debug"]
 """pin: may name a revision (`model: assistant@v3`). debug: sees in a header which revision and arm answered."""
 
@@ -36,7 +39,7 @@ class KeySettings(_Section):
 
 
 class QuotaSettings(_Section):
-    """Token buckets, one a key, in each gateway."""
+    """Token buckets, one a key, in each gateway, over all services. A service declares its own quotas in its resource."""
 
     requests_per_minute: Annotated[float, Field(gt=0)] | None = None
     """Requests a minute of a key that sets none itself; None: unlimited."""
@@ -77,11 +80,23 @@ class RecorderSettings(_Section):
 
 
 class ContentFilter(_Section):
-    """Prompts that match are refused with `content_filter`."""
+    """Prompts to any service that match are refused with `content_filter`. A service declares its own filters in its resource."""
 
     name: Annotated[str, Field(min_length=1, max_length=64)]
     pattern: Annotated[str, Field(min_length=1)]
-    """Regular expression (Python's), searched in each text of the prompt, ignoring case."""
+    """Regular expression (RE2's), searched in each text of the prompt, ignoring case unless it says `(?-i)`."""
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, value: str) -> str:
+        Pattern(value)
+        return value
+
+    def declared(self) -> routing.ContentFilter:
+        """As a service would declare it."""
+        return routing.ContentFilter(
+            name=self.name, applies_to="prompt", pattern=self.pattern, action="block", max_length=1
+        )
 
 
 class GatewaySettings(BaseSettings):

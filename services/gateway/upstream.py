@@ -15,6 +15,7 @@ from yarl import URL
 
 from services.common.clock import Clock
 from services.common.routing import Target
+from services.gateway.answer_filter import AnswerFilter
 from services.gateway.errors import AttemptFailed
 from services.gateway.measure import EventStream, Meter, Rename
 from services.gateway.requests import ModelRequest
@@ -43,6 +44,7 @@ class Attempt:
         urls: the revision's addresses, tried in turn while a connection cannot be opened (nothing has been sent then).
         number: 0 for the assigned arm, 1 for the fallback.
         keep_text: keep the answer's text (for the judge).
+        screen: filters the answer on its way to the client.
         strip_usage: keep back the usage chunk that the client did not ask for.
     """
 
@@ -56,6 +58,7 @@ class Attempt:
         number: int = 0,
         streamed: bool | None = None,
         keep_text: bool = False,
+        screen: AnswerFilter | None = None,
     ) -> None:
         self.target = target
         self.number = number
@@ -68,6 +71,7 @@ class Attempt:
         self._body = request.engine_body(target, streamed=self.streamed)
         self._urls = urls
         self._clock = clock
+        self.screen = screen
         self._rename = Rename(target.model, request.model)
         self._events = EventStream(self.meter, self._rename, strip_usage=not request.wants_usage)
         self._response: aiohttp.ClientResponse | None = None
@@ -106,6 +110,8 @@ class Attempt:
             chunk = await self._response.content.readany()
             now = self._clock.monotonic()
             out = self._events.feed(chunk, now) if chunk else self._events.close(now)
+            if self.screen is not None:
+                out = self._screened(self.screen, out)
             if not chunk and not self.meter.done:
                 raise AttemptFailed("truncated")
         except AttemptFailed as failure:
@@ -133,6 +139,15 @@ class Attempt:
         """The whole request took too long."""
         self.failure = AttemptFailed("timeout", 504)
         return self.failure
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of prompt and answer. Where the engine's count did not come (the client left), of what did come: one an event, and one
+        for four bytes of the request.
+        """
+        if self.meter.tokens is not None:
+            return self.meter.tokens
+        return self.meter.arrivals + len(self._body) // 4 if self.meter.arrivals else 0
 
     @property
     def duration(self) -> float:
@@ -168,13 +183,22 @@ class Attempt:
             chunk = await response.content.readany()
             if not chunk:
                 raise AttemptFailed("truncated")
-            self.body += self._events.feed(chunk, self._clock.monotonic())
+            out = self._events.feed(chunk, self._clock.monotonic())
+            self.body += out if self.screen is None else self._screened(self.screen, out)
         self.content_type = b"text/event-stream; charset=utf-8"
 
     async def _whole(self, response: aiohttp.ClientResponse) -> bytes:
         body = await response.read()
         self.meter.whole(body)
-        return self._rename(body)
+        body = self._rename(body)
+        return body if self.screen is None else self.screen.whole(body)
+
+    def _screened(self, screen: AnswerFilter, events: bytes) -> bytes:
+        out = screen.feed(events)
+        if screen.over and not self.meter.done:
+            self.meter.done = True  # for the client it is whole; the engine need not finish it
+            self.close()
+        return out
 
     def _fail(self, failure: AttemptFailed) -> NoReturn:
         failure.engine_model = self.target.model

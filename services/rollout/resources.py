@@ -6,6 +6,7 @@ Field names are camelCase outside and snake_case inside; unknown fields are erro
 
 resources_engine    how versions are made servable
 resources_rollout   stages, guardrails, judge, freeze windows, notifications
+resources_gateway   quotas, content filters, system prompt
 resources_base      what the models share
 """
 
@@ -19,6 +20,7 @@ from pydantic import Field, StringConstraints, model_validator
 from services.rollout.durations import Days
 from services.rollout.resources_base import Resource, cel
 from services.rollout.resources_engine import Engine
+from services.rollout.resources_gateway import Gateway
 from services.rollout.resources_rollout import (
     RELATIVE,
     CanaryStep,
@@ -126,6 +128,7 @@ class Spec(Resource):
     model: Model = Field(description="The registered model and its aliases.")
     engine: Engine = Field(default_factory=Engine, description="How versions are made servable.")
     rollout: Rollout = Field(default_factory=Rollout, description="How a new version is brought in.")
+    gateway: Gateway = Field(default_factory=Gateway, description="Quotas, content filters and prompt of the service.")
     privacy: Privacy = Field(default_factory=Privacy, description="What of prompts and answers may be kept.")
     retention: Retention = Field(default_factory=Retention, description="How long the store keeps rows.")
 

@@ -56,6 +56,7 @@ def wanted_route(d: Deliberation) -> Route | None:
         service=d.service.name,
         version=d.observed.route.version if d.observed.route else 0,
         stable=d.stable,
+        rules=d.service.spec.gateway.published(),
         pinned=pinned_targets(d),
         hold=hold_of(d.service),
     )

@@ -2,7 +2,8 @@
 
 A missing outcome has a declared value, the same in both arms: failure 1, tokens per second 0, time to the first token infinite (also for
 a client that left before it). Only the first attempt counts: a fallback's answer is stable's. What the engine refused as the client's own
-mistake is left out; the gateway has seen to it that stable refused it too.
+mistake is left out; the gateway has seen to it that stable refused it too. An answer that a content filter withheld is no failure of its
+engine: it counts with the times and tokens that were measured.
 """
 
 from __future__ import annotations
@@ -62,8 +63,10 @@ def _ttft(row: Observation | None) -> float:
 
 
 def _speed(row: Observation) -> float | None:
-    """Tokens per second of one answer; None where the client left in mid-answer and the tokens were not counted."""
-    if row.outcome == "cancelled" and row.tokens_out is None and row.ttft is not None:
+    """Tokens per second of one answer; None where the client left, or a content filter stopped it, in mid-answer and the tokens were not
+    counted.
+    """
+    if row.outcome in ("cancelled", "filtered") and row.tokens_out is None and row.ttft is not None:
         return None
     if row.outcome in ("error", "client_error") or row.tokens_out is None or row.duration <= 0:
         return 0.0

@@ -35,10 +35,13 @@ FAILED = {"outcome": "error", "ttft": None, "tokens_out": None}
         ((row(),), "errors", 0.0),
         ((row(outcome="cancelled", ttft=None, tokens_out=None),), "ttft", math.inf),
         ((row(outcome="cancelled", ttft=None, tokens_out=None),), "errors", 0.0),
+        ((row(outcome="filtered"),), "errors", 0.0),  # the engine answered
+        ((row(outcome="filtered"), row(outcome="error")), "errors", 1.0),
         ((row(**FAILED, request_id="a"), row(request_id="a", attempt=1)), "errors", 1.0),
         ((row(**FAILED, request_id="a"), row(request_id="a", attempt=1)), "ttft", math.inf),
         ((row(tokens_out=40, duration=2.0), row(tokens_out=20, duration=2.0)), "tokensPerSecond", 15.0),
         ((row(tokens_out=40, duration=2.0), row(**FAILED)), "tokensPerSecond", 10.0),
+        ((row(tokens_out=40, duration=2.0), row(outcome="filtered", tokens_out=None)), "tokensPerSecond", 20.0),
         ((row(), row(outcome="client_error", ttft=None, tokens_out=None)), "errors", 0.0),
     ],
 )
