@@ -92,13 +92,12 @@ def _delete_namespace() -> None:
     run("kubectl", "delete", "namespace", NAMESPACE, "--timeout=2m", timeout=150)
 
 
-def _stored_rollouts(platform: Platform) -> list[dict[str, Any]]:
-    """What the store knows, asked by the command line in the controller's pod."""
+def _stored_rollouts(platform: Platform) -> list[tuple[str, str]]:
+    """Version and verdict of those that the store knows, asked by the command line in the controller's pod."""
     said = platform.namespace.kubectl(
         "exec", f"deployment/{RELEASE}-controller", "--", "understudy", "rollouts", "--output=json"
     )
-    found: list[dict[str, Any]] = json.loads(said)["rollouts"]
-    return found
+    return [(one["version"], one["verdict"]) for one in json.loads(said)["rollouts"]]
 
 
 def test_images_into_an_air_gap(reader: Reader) -> None:
@@ -170,7 +169,7 @@ def test_new_keys(reader: Reader, installed: Platform) -> None:
 def test_what_is_lost_comes_back(reader: Reader, installed: Platform, tmp_path: Path) -> None:
     reader.read(BACKUP, "Backup")
     before = _stored_rollouts(installed)
-    assert [one["version"] for one in before] == ["2"]
+    assert before == [("2", "abort")]
     installed.namespace.kubectl("apply", "--dry-run=server", "--filename=/tmp/understudy-backup/llmservices.yaml")
 
     shell = ["exec", "understudy-postgresql-0", "--", "psql", "--host=/var/run/postgresql", "--username=postgres"]
@@ -204,7 +203,7 @@ def test_an_uninstallation_that_does_not_end(reader: Reader, installed: Platform
     installed.upgrade("uninstall.timeoutSeconds=10")
     namespace.kubectl("scale", controller, "--replicas=0")
     until("no controller is left", lambda: not namespace.pods("controller"), 60)
-    with pytest.raises(CommandFailed, match="pre-delete"):
+    with pytest.raises(CommandFailed, match="understudy-uninstall"):
         namespace.helm("uninstall", RELEASE, "--timeout=2m", timeout=150)
     assert SERVICE in reader.read(TROUBLE, "The uninstallation does not end")
     namespace.kubectl("scale", controller, "--replicas=1")
