@@ -18,7 +18,8 @@ from tests.rollout.operator.conftest import Make
 ABORT = json.dumps({"id": "order-1", "verb": "abort", "rollout": None, "note": "", "by": "ada"})
 START = (0.0, "")
 
-Script = Callable[[OperatorWorld], None]
+Script = Callable[[OperatorWorld], bool]
+"""What people do at a turn; whether from now on the story is another one than the promotion's."""
 
 
 def _challenge(world: OperatorWorld) -> None:
@@ -26,32 +27,41 @@ def _challenge(world: OperatorWorld) -> None:
         world.registry.aliases["challenger"] = "2"
 
 
-def _over(world: OperatorWorld) -> bool:
+def _delete_when_over(world: OperatorWorld) -> None:
     """The rollout has ended, the registry knows, the loser's engine is gone."""
     rollout = world.rollout()
     ended = rollout is not None and rollout.stage == "finished" and not rollout.debt.open
-    return ended and len(world.platform.engines) == 1
-
-
-def decided_by_evidence(world: OperatorWorld) -> None:
-    _challenge(world)
-    if _over(world):
+    if ended and len(world.platform.engines) == 1:
         world.server.delete("assistant")
 
 
-def aborted_by_command(world: OperatorWorld) -> None:
+def promoted(world: OperatorWorld) -> bool:
+    _challenge(world)
+    _delete_when_over(world)
+    return True
+
+
+def aborted_by_evidence(world: OperatorWorld) -> bool:
+    promoted(world)
+    return world.reached("rehearsal")
+
+
+def aborted_by_command(world: OperatorWorld) -> bool:
     _challenge(world)
     ordered = COMMAND in world.server.resource("assistant")["metadata"].get("annotations", {})
-    if world.reached("canary") and not ordered and not world.store.commands("assistant", pending=False):
+    now = world.reached("canary") and not ordered and not world.store.commands("assistant", pending=False)
+    if now:
         world.server.annotate("assistant", command=ABORT)
-    if _over(world):
-        world.server.delete("assistant")
+    _delete_when_over(world)
+    return now
 
 
-def deleted_in_the_canary(world: OperatorWorld) -> None:
+def deleted_in_the_canary(world: OperatorWorld) -> bool:
     _challenge(world)
-    if world.reached("canary"):
+    now = world.reached("canary")
+    if now:
         world.server.delete("assistant")
+    return now
 
 
 def end(world: OperatorWorld) -> dict[str, Any]:
@@ -60,7 +70,12 @@ def end(world: OperatorWorld) -> dict[str, Any]:
     rollouts = store.rollouts("assistant")
     return {
         "rollouts": [(row.version, row.stage, row.verdict, row.reason) for row in rollouts],
-        "audit": [(entry.action, entry.reason) for row in rollouts for entry in store.audit(rollout=row.id)],
+        "audit": [
+            (entry.action, entry.reason)
+            for row in rollouts
+            for entry in store.audit(rollout=row.id)
+            if entry.action != "delete"  # said before it is done, so perhaps twice
+        ],
         "commands": [(c.id, c.answer) for c in store.commands("assistant", pending=False)],
         "aliases": world.registry.aliases,
         "tags": {v: i.tags.get("understudy.verdict") for v, i in world.registry.versions.items()},
@@ -88,37 +103,39 @@ def counted(world: OperatorWorld) -> int:
 
 
 @pytest.mark.integration
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("script", "failure", "verdict"),
     [
-        (decided_by_evidence, 0.0, "advance"),
-        (decided_by_evidence, 0.6, "abort"),
+        (promoted, 0.0, "advance"),
+        (aborted_by_evidence, 0.9, "abort"),
         (aborted_by_command, 0.0, "abort"),
         (deleted_in_the_canary, 0.0, "abort"),
     ],
 )
 async def test_killed_before_any_act_it_ends_the_same(make: Make, script: Script, failure: float, verdict: str) -> None:
-    async def play(at: int) -> tuple[dict[str, Any], list[str]]:
+    """Every act of the promotion's story, and of the others every act of what is theirs alone."""
+
+    async def play(at: int) -> tuple[dict[str, Any], list[str], int]:
         world = await make(behave=lambda version: Behaviour(failure=failure if version == "2" else 0.0))
-        fate = Fate(at)
+        fate, departed = Fate(at), None
         world.begin(fate)
         for _ in range(150):
-            if ("default", "assistant") in world.server.objects[SERVICES]:
-                script(world)
+            if ("default", "assistant") in world.server.objects[SERVICES] and script(world) and departed is None:
+                departed = len(fate.acts)
             if not await world.turn():
                 assert counted(world) > 0
                 left = end(world)
                 await world.close()
-                return left, fate.acts
+                return left, fate.acts, departed or 0
         raise AssertionError(
             f"killed before act {at} ({fate.acts[-1]}) it never ended: {world.rollout()} {world.status}"
         )
 
-    whole, acts = await play(0)
+    whole, acts, departed = await play(0)
     assert [row[2] for row in whole["rollouts"]] == [verdict]
     assert whole["engines"] == {}
     assert whole["owner"] is None
-    for at in range(1, len(acts) + 1):
-        after, before = await play(at)
+    for at in range(departed + 1, len(acts) + 1):
+        after, before, _ = await play(at)
         assert after == whole, f"killed before act {at}, {before[-1]}"
