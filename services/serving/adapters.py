@@ -43,9 +43,10 @@ def check(folder: Path, max_rank: int) -> None:
     config = _config(folder)
     if config.get("peft_type") != "LORA":
         raise AdapterInvalid(f"{CONFIG} says peft_type {config.get('peft_type')!r}: only LORA adapters can be served")
-    rank, patterns = config.get("r"), config.get("rank_pattern") or {}
-    ranks = [rank, *patterns.values()] if isinstance(patterns, dict) else [None]
-    if not all(isinstance(one, int) and not isinstance(one, bool) and one > 0 for one in ranks):
+    patterns = config.get("rank_pattern") or {}
+    named: list[Any] = [config.get("r"), *patterns.values()] if isinstance(patterns, dict) else [None]
+    ranks = [one for one in named if isinstance(one, int) and not isinstance(one, bool) and one > 0]
+    if len(ranks) < len(named):
         raise AdapterInvalid(f"{CONFIG} has no rank: r and rank_pattern must hold whole numbers above 0")
     if max(ranks) > max_rank:
         raise AdapterInvalid(f"its rank {max(ranks)} is above spec.engine.lora.maxRank, {max_rank}")

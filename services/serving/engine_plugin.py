@@ -5,7 +5,9 @@ nothing changes. Must not import anything else of this project, and must never k
 
 Adapters. With `UNDERSTUDY_ADAPTERS=<folder>` (`application` sets it) a request for a model that the engine does not know is answered by the
 adapter of that name in the folder; each replica loads it by itself when it is first asked, later ones too. vLLM has this behind the same
-switch as endpoints by which anyone who reaches the engine loads any folder: those are taken away, and a name is never a path.
+switch as endpoints by which anyone who reaches the engine loads any folder: those are taken away, and a name is never a path. On the CPU
+vLLM 0.29 computes requests to the base with whatever adapter lies in its last slot (vllm-project/vllm#48421); that is put right here,
+since it would give stable's users a candidate's answers.
 
 One process. On the CPU vLLM runs the model in a worker process beside the scheduler, so that it can bind the worker's threads to cores.
 That process costs an import of PyTorch and vLLM at the start, its memory, and two messages for every token, for which both sides poll
@@ -20,6 +22,7 @@ import logging
 import multiprocessing
 import os
 import re
+from collections.abc import Callable
 from typing import Any
 
 IN_PROCESS = "UNDERSTUDY_ENGINE_IN_PROCESS"
@@ -35,9 +38,10 @@ def register() -> None:
     """What the environment asks for. Called more than once in a process."""
     if os.environ.get(IN_PROCESS) == "1":
         _run_in_process()
-    # vLLM's own child processes answer no requests.
-    if (folder := os.environ.get(ADAPTERS)) and multiprocessing.parent_process() is None:
-        _serve_adapters(folder)
+    if folder := os.environ.get(ADAPTERS):
+        _keep_base_clean()
+        if multiprocessing.parent_process() is None:  # vLLM's own child processes answer no requests
+            _serve_adapters(folder)
 
 
 def adapter_path(folder: str, name: str) -> str | None:
@@ -69,6 +73,33 @@ def _serve_adapters(folder: str) -> None:
     api_router.attach_router = attach_no_router
     LoRAResolverRegistry.register_resolver("understudy", Resolver())
     os.environ["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
+
+
+def _keep_base_clean() -> None:
+    """vLLM marks tokens without an adapter by the index -1, which its operators for the CPU take for the last slot. Every path ends in one
+    of these two, which add an adapter's part: where the index is negative that becomes nothing.
+    """
+    try:
+        from vllm.lora.ops.torch_ops import lora_ops
+        from vllm.lora.punica_wrapper import punica_cpu
+
+        for name in ("bgmv_expand", "bgmv_expand_slice"):
+            original = getattr(lora_ops, name)
+            if getattr(original, "keeps_base_clean", False):
+                return
+            masked = _masked(original)
+            for module in (lora_ops, punica_cpu):
+                setattr(module, name, masked)
+    except (ImportError, AttributeError) as error:
+        log.warning("vLLM's operators for adapters on CPUs are left as they are: %s", error)
+
+
+def _masked(original: Callable[..., Any]) -> Callable[..., Any]:
+    def masked(inputs: Any, weights: Any, output: Any, indices: Any, *rest: Any, **options: Any) -> Any:
+        return original(inputs.masked_fill((indices < 0).unsqueeze(-1), 0), weights, output, indices, *rest, **options)
+
+    masked.keeps_base_clean = True  # type: ignore[attr-defined]
+    return masked
 
 
 def _run_in_process() -> None:

@@ -41,7 +41,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     python, scripts = ENVIRONMENT / "bin/python", Path(__file__).parent
     subprocess.run([python, scripts / "tiny_model.py", folder / "base", "0"], check=True, capture_output=True)
     for seed, name in enumerate(ADAPTERS):
-        command = [python, scripts / "tiny_adapter.py", folder / name, str(seed), "4"]
+        command: list[str | Path] = [python, scripts / "tiny_adapter.py", folder / name, str(seed), "4"]
         subprocess.run(command, check=True, capture_output=True)
     return folder
 
@@ -88,16 +88,17 @@ async def answer(session: aiohttp.ClientSession, address: str | None, model: str
         return response.status, document["choices"][0]["text"] if response.status == 200 else str(document)
 
 
-def start(found: tuple[int, str]) -> tuple[int, list[str]]:
+def start(found: tuple[int, str]) -> tuple[int, tuple[str, ...]]:
     """Status and first words: later ones of a random model may depend on what else is in the batch."""
-    return found[0], found[1].split()[:3]
+    return found[0], tuple(found[1].split()[:3])
 
 
 async def test_adapters_answer_beside_their_base_wherever_the_engine_is_reached(
     platform: AdapterPlatform, session: aiohttp.ClientSession, cache: Path
 ) -> None:
     await platform.apply(base(cache))
-    await observed(platform, lambda states: states[BASE].phase == "ready")
+    states = await observed(platform, lambda states: states[BASE].direct is not None)
+    before = await answer(session, states[BASE].direct, BASE)
     for name in ADAPTERS:
         check(cache / name, max_rank=8)
         await platform.apply(replace(base(cache), name=name, base=BASE, artifact=str(cache / name)))
@@ -106,7 +107,8 @@ async def test_adapters_answer_beside_their_base_wherever_the_engine_is_reached(
     assert len({state.address for state in states.values()}) == 1, "one engine"
     alone = {name: await answer(session, states[BASE].direct, name) for name in (BASE, *ADAPTERS)}
     assert {status for status, _ in alone.values()} == {200}
-    assert len(set(alone.values())) == 3, "base and two adapters"
+    assert alone[BASE] == before, "the base is what it was"
+    assert len({start(one) for one in alone.values()}) == 3, "base and two adapters"
     for address in (states[BASE].address, states[BASE].direct):
         names = [BASE, *ADAPTERS] * 4
         found = await asyncio.gather(*(answer(session, address, name) for name in names))
