@@ -21,6 +21,17 @@ def uuid7() -> str:
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
+def uuid7_time(text: str) -> float | None:
+    """Seconds since the epoch at which a UUID version 7 was made; None: it is none."""
+    digits = text.replace("-", "")
+    if len(digits) != 32 or digits[12] != "7":
+        return None
+    try:
+        return int(digits[:12], 16) / 1000
+    except ValueError:
+        return None
+
+
 def unit_of(key: bytes, tenant: str, user: str) -> str:
     """The keyed hash under which a user appears in the store: 32 hexadecimal digits of HMAC-SHA256 over tenant and user."""
     return hmac.digest(key, f"{tenant}\0{user}".encode(), hashlib.sha256).hex()[:32]

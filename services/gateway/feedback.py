@@ -12,7 +12,7 @@ from typing import Annotated, Final
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
-from services.common.identifiers import uuid7
+from services.common.identifiers import uuid7, uuid7_time
 from services.common.wire import BadRequest, NotFound, Unavailable
 from services.gateway.assignment import Assigner
 from services.gateway.auth import Caller
@@ -23,6 +23,12 @@ from services.store.records import Feedback, FeedbackKind, Observation
 
 REMEMBERED: Final = 50_000
 """Answers whose feedback needs no look into the store."""
+
+UNDER_WAY_SECONDS: Final = 3.0
+"""How long the row of another gateway's answer may be on its way to the store; meanwhile feedback on it waits."""
+LOOK_SECONDS: Final = 0.2
+LONGEST_ANSWER_SECONDS: Final = 600.0
+"""Ids tell when a request began; older ones were stored long ago, or never."""
 
 _RANGES: Final[dict[FeedbackKind, tuple[float, float]]] = {
     "rating": (1.0, 5.0),
@@ -163,13 +169,24 @@ class FeedbackDesk:
 
     async def _from_store(self, request_id: str) -> _Answer | None:
         loop = asyncio.get_running_loop()
-        try:
-            row = await loop.run_in_executor(self._executor, self._store.request, request_id)
-        except StoreError:
-            raise Unavailable(
-                "The request cannot be looked up just now; send the feedback again later.", code="store_away"
-            ) from None
-        return None if row is None else _Answer(row.service, row.tenant, row.unit)
+        waits = round(UNDER_WAY_SECONDS / LOOK_SECONDS) if self._is_new(request_id) else 0
+        for left in range(waits, -1, -1):
+            try:
+                row = await loop.run_in_executor(self._executor, self._store.request, request_id)
+            except StoreError:
+                raise Unavailable(
+                    "The request cannot be looked up just now; send the feedback again later.", code="store_away"
+                ) from None
+            if row is not None:
+                return _Answer(row.service, row.tenant, row.unit)
+            if left:
+                await asyncio.sleep(LOOK_SECONDS)
+        return None
+
+    def _is_new(self, request_id: str) -> bool:
+        """Whether the id says that its answer may have ended a moment ago."""
+        made = uuid7_time(request_id)
+        return made is not None and abs(self._store_time() - made) < LONGEST_ANSWER_SECONDS
 
 
 def _stored_id(tenant: str, request_id: str, client_id: str) -> str:

@@ -47,7 +47,7 @@ def test_a_worse_version_is_rolled_back_by_its_users(serving: Platform, crowd: U
 def test_kubectl_explains_the_rollback(serving: Platform, crowd: Users) -> None:
     said = serving.namespace.kubectl("understudy", "explain", SERVICE)
     assert "feedback" in said
-    assert "abort" in serving.namespace.kubectl("understudy", "rollouts", SERVICE)
+    assert "rolled back" in serving.namespace.kubectl("understudy", "rollouts", SERVICE)
     events = serving.namespace.get("events", f"--field-selector=involvedObject.name={SERVICE}")["items"]
     assert len({event["reason"] for event in events}) >= 3, events
 
