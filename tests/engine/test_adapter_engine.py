@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 
 from services.rollout.platforms.adapters import AdapterPlatform
-from services.rollout.platforms.base import RevisionSpec, RevisionState
+from services.rollout.platforms.base import PlatformUnavailable, RevisionSpec, RevisionState
 from services.rollout.platforms.serve import ServePlatform
 from services.serving.adapters import check
 from services.serving.local_ray import LocalRay
@@ -72,6 +72,16 @@ def base(cache: Path, replicas: int = 1) -> RevisionSpec:
     return RevisionSpec(BASE, "assistant", str(cache / "base"), ENGINE, {"CPU": 0.5}, (replicas, replicas), 32)
 
 
+async def apply(platform: AdapterPlatform, revision: RevisionSpec) -> None:
+    """As the controller does: what Ray has no time for is asked for again."""
+    async with asyncio.timeout(300):
+        while True:
+            try:
+                return await platform.apply(revision)
+            except PlatformUnavailable:
+                await asyncio.sleep(1)
+
+
 async def observed(
     platform: AdapterPlatform, until: Callable[[dict[str, RevisionState]], bool]
 ) -> dict[str, RevisionState]:
@@ -96,12 +106,12 @@ def start(found: tuple[int, str]) -> tuple[int, tuple[str, ...]]:
 async def test_adapters_answer_beside_their_base_wherever_the_engine_is_reached(
     platform: AdapterPlatform, session: aiohttp.ClientSession, cache: Path
 ) -> None:
-    await platform.apply(base(cache))
+    await apply(platform, base(cache))
     states = await observed(platform, lambda states: states[BASE].direct is not None)
     before = await answer(session, states[BASE].direct, BASE)
     for name in ADAPTERS:
         check(cache / name, max_rank=8)
-        await platform.apply(replace(base(cache), name=name, base=BASE, artifact=str(cache / name)))
+        await apply(platform, replace(base(cache), name=name, base=BASE, artifact=str(cache / name)))
     states = await observed(platform, lambda states: all(state.direct is not None for state in states.values()))
     assert {state.phase for state in states.values()} == {"ready"}
     assert len({state.address for state in states.values()}) == 1, "one engine"
@@ -134,7 +144,7 @@ async def test_a_replica_that_comes_later_serves_the_adapters_too(
 ) -> None:
     state = (await platform.observe("assistant"))[BASE]
     before = await answer(session, state.address, ADAPTERS[0])
-    await platform.apply(base(cache, replicas=2))
+    await apply(platform, base(cache, replicas=2))
     await observed(platform, lambda states: states[BASE].ready_replicas == 2)
     found = await asyncio.gather(*(answer(session, state.address, ADAPTERS[0]) for _ in range(40)))
     assert {start(one) for one in found} == {start(before)}
