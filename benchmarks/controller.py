@@ -108,6 +108,9 @@ class Platforms:
     async def apply(self, revision: RevisionSpec) -> None:
         await self._of.setdefault(revision.service, FakePlatform()).apply(revision)
 
+    async def scale(self, name: str, replicas: tuple[int, int]) -> None:
+        await self._of[name.rpartition("-v")[0]].scale(name, replicas)
+
     async def remove(self, name: str) -> None:
         await self._of[name.rpartition("-v")[0]].remove(name)
 

@@ -16,14 +16,13 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from services.common.identifiers import uuid7
-from services.common.routing import Route
 from services.rollout.errors import EvaluationInvalid, RegistryError, RegistryRejected
 from services.rollout.observed import Aliases, Evaluations, Identity, Observed, Refusal, VersionInfo
 from services.rollout.platforms.base import Platform, PlatformError, RevisionState
 from services.rollout.registry import Registry
 from services.rollout.resources import LLMService
 from services.rollout.status import Condition, RolloutStatus
-from services.store import Command, GatewayLease, RolloutRow, Store
+from services.store import RolloutRow, Standing, Store
 
 log = logging.getLogger(__name__)
 
@@ -41,17 +40,6 @@ class Sight:
     row: RolloutRow | None
     now: float
     watermark: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Stored:
-    row: RolloutRow | None
-    route: Route | None
-    leases: tuple[GatewayLease, ...]
-    commands: tuple[Command, ...]
-    now: float
-    watermark: float
-    quiet: bool
 
 
 def fresh_identity() -> Identity:
@@ -81,21 +69,22 @@ class Observer:
         self, service: LLMService, conditions: tuple[Condition, ...], refused: Mapping[str, Refusal]
     ) -> Sight:
         """Raises StoreError; nothing else that is away is an error."""
-        stored, aliases, engines = await asyncio.gather(
+        (stored, quiet), aliases, engines = await asyncio.gather(
             asyncio.to_thread(self._read, service), self._steering(service), self._engines(service.name)
         )
-        status = RolloutStatus.model_validate(stored.row.status) if stored.row is not None else None
+        row = stored.rollout
+        status = RolloutStatus.model_validate(row.status) if row is not None else None
         active = status is not None and status.active
         observed = Observed(
             route=stored.route,
             gateways=len(stored.leases),
             acknowledged=_acknowledged(service.name, stored),
             rollout=status,
-            rules=_rules(stored.row) if active else None,
+            rules=_rules(row) if active else None,
             conditions=conditions,
             aliases=aliases,
             engines=engines,
-            quiet=stored.quiet,
+            quiet=quiet,
             pinned=await self._pinned(service),
             refused=refused,
             commands=stored.commands,
@@ -105,23 +94,14 @@ class Observer:
             observed = replace(observed, tags=await self._tags(status))
         if status is not None and status.active and status.stage == "gate":
             observed = await self._gate(observed, status, observed.rules or service)
-        return Sight(observed, stored.row, stored.now, stored.watermark)
+        return Sight(observed, row, stored.now, stored.watermark)
 
-    def _read(self, resource: LLMService) -> _Stored:
-        store, service, scaling = self._store, resource.name, resource.spec.engine.autoscaling
-        # The watermark first: whatever it covers is there when the rows are read.
-        watermark = store.watermark()
-        rows = store.rollouts(service, limit=1)
-        now = store.now()
-        return _Stored(
-            row=rows[0] if rows else None,
-            route=store.route(service),
-            leases=tuple(store.leases()),
-            commands=tuple(store.commands(service)),
-            now=now,
-            watermark=watermark,
-            quiet=scaling.min == 0 and not store.asked_since(service, now - scaling.downscale_delay),
-        )
+    def _read(self, resource: LLMService) -> tuple[Standing, bool]:
+        """Where the service stands, and whether nobody has asked it for long enough to end its engines."""
+        store, scaling = self._store, resource.spec.engine.autoscaling
+        stored = store.standing(resource.name)
+        since = stored.now - scaling.downscale_delay
+        return stored, scaling.min == 0 and not store.asked_since(resource.name, since)
 
     async def _steering(self, service: LLMService) -> Aliases | None:
         names = service.spec.model
@@ -217,7 +197,7 @@ class Observer:
             return None
 
 
-def _acknowledged(service: str, stored: _Stored) -> bool:
+def _acknowledged(service: str, stored: Standing) -> bool:
     """Of the leases and the route of one look, so that a gateway that comes in between cannot be missed."""
     if stored.route is None or not stored.leases:
         return False

@@ -5,6 +5,7 @@ recording.py      records of the gateways      streams.py       proof that none 
 routing.py        routes, leases               judging.py       material for the judge, and scores
 closing.py        units and pairs that closed  rollouts.py      rollouts, evidence, audit, commands
 history.py        baseline, series             housekeeping.py  erasure, retention
+standing.py       where a service stands: all of it that a look begins with
 schema.py         tables                       migration.py, migrations/
 database.py       transactions, dialects       errors.py        what it raises
 records.py, rows.py   what goes in and comes out
@@ -22,6 +23,7 @@ from services.store.rows import (
     Judgement,
     MirroredPair,
     RolloutRow,
+    Standing,
 )
 from services.store.store import Store, open_store
 
@@ -41,6 +43,7 @@ __all__ = [
     "Record",
     "RolloutRow",
     "SchemaMismatch",
+    "Standing",
     "Store",
     "StoreCorrupt",
     "StoreError",

@@ -26,7 +26,7 @@ def publish(database: Database, connection: Connection, route: Route) -> Route:
     mine = routes.c.service == route.service
     last = connection.execute(select(routes.c.version, routes.c.document).where(mine).with_for_update()).one()
     if last.document:
-        newest = _decode(last.document)
+        newest = decode(last.document)
         if msgspec.structs.replace(route, version=newest.version) == newest:
             return newest
     published = msgspec.structs.replace(route, version=last.version + 1)
@@ -59,7 +59,7 @@ class Routing:
             document = connection.scalar(mine.with_for_update())
             if document is None:
                 return None
-            last = msgspec.structs.replace(_decode(document), candidate=None, mirror=None, weight=0, removed=True)
+            last = msgspec.structs.replace(decode(document), candidate=None, mirror=None, weight=0, removed=True)
             return publish(self._database, connection, last).version
 
     def routes(self, known: Mapping[str, int] | None = None) -> dict[str, Route]:
@@ -76,13 +76,13 @@ class Routing:
             query = select(routes.c.service, routes.c.document)
             if len(changed) < len(versions):
                 query = query.where(routes.c.service.in_(changed))
-            return {row.service: _decode(row.document) for row in connection.execute(query)}
+            return {row.service: decode(row.document) for row in connection.execute(query)}
 
     def route(self, service: str) -> Route | None:
         """The service's newest route; None where it has none, or none any more."""
         with self._database.read() as connection:
             document = connection.scalar(select(routes.c.document).where(routes.c.service == service))
-        route = None if document is None else _decode(document)
+        route = None if document is None else decode(document)
         return None if route is None or route.removed else route
 
     def route_history(self, service: str, since: float = 0.0) -> list[tuple[float, Route]]:
@@ -93,7 +93,7 @@ class Routing:
             .order_by(route_history.c.version)
         )
         with self._database.read() as connection:
-            return [(row.published_at, _decode(row.document)) for row in connection.execute(query)]
+            return [(row.published_at, decode(row.document)) for row in connection.execute(query)]
 
     def renew_lease(self, lease: GatewayLease) -> None:
         """Store the lease of (gateway, boot) in place of its last one. A lease that was ended stays ended."""
@@ -138,7 +138,8 @@ class Routing:
         return [GatewayLease(**row._mapping) for row in connection.execute(query)]
 
 
-def _decode(document: Any) -> Route:
+def decode(document: Any) -> Route:
+    """A route as it is kept. Raises SchemaMismatch."""
     try:
         return decode_route(document)
     except msgspec.ValidationError as error:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from services.common.routing import Route
 from services.store.records import Exposure, Feedback, Observation
 
 Verb = Literal["abort", "promote", "pause", "resume", "approve", "pin", "unpin"]
@@ -131,3 +132,19 @@ class Command:
     at: float
     handled_at: float | None = None
     answer: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What the store knows of a service at one moment, for a look at it."""
+
+    now: float
+    watermark: float
+    """Time up to which every record of every live gateway is in the store; now where no gateway lives, and never after now."""
+    leases: tuple[GatewayLease, ...]
+    """The gateways alive."""
+    rollout: RolloutRow | None
+    """The newest."""
+    route: Route | None
+    commands: tuple[Command, ...]
+    """Those not answered yet, by time."""

@@ -15,10 +15,11 @@ from services.store.judging import Judging
 from services.store.recording import Recording
 from services.store.rollouts import Rollouts
 from services.store.routing import Routing
+from services.store.standing import Standings
 from services.store.streams import Streams
 
 
-class Store(Recording, Streams, Routing, Closing, Judging, Rollouts, History, Housekeeping):
+class Store(Recording, Streams, Routing, Closing, Judging, Rollouts, Standings, History, Housekeeping):
     """One database. Thread-safe; several processes may have it open.
 
     Every method raises StoreUnavailable (repeat later), StoreCorrupt, SchemaMismatch, or plain StoreError where a row is refused.

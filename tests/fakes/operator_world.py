@@ -46,7 +46,7 @@ ACTS = {
         "commit_look", "append_audit", "publish_route", "remove_route", "add_command", "answer_command",
     },
     "registry": {"set_alias", "delete_alias", "tag_version", "claim", "release"},
-    "platform": {"apply", "remove"},
+    "platform": {"apply", "scale", "remove"},
     "api": {"patch", "apply_status", "event"},
 }  # fmt: skip
 
@@ -149,7 +149,8 @@ class OperatorWorld:
     def begin(self, fate: Fate | None = None) -> None:
         """A process begins, knowing nothing but what the cluster shows."""
         self.fate = fate or Fate()
-        parts = {
+        self.executor: Executor | None = None
+        parts: dict[str, Any] = {
             name: Mortal(inner, self.fate, ACTS[name])
             for name, inner in (
                 ("store", self.store), ("registry", self.registry), ("platform", self.platform), ("api", self.api),
@@ -159,12 +160,13 @@ class OperatorWorld:
         def loop(service: LLMService, owner: Mapping[str, Any]) -> ServiceLoop:
             self.owner = owner
             observer = Observer(parts["store"], parts["registry"], parts["platform"], "test", self.identity)
-            self.executor = Executor(parts["store"], parts["registry"], parts["platform"], Files(), self.clock)
-            make = lambda of: Reconciler(of, parts["store"], observer, self.executor)  # noqa: E731
+            executor = self.executor = Executor(
+                parts["store"], parts["registry"], parts["platform"], Files(), self.clock
+            )
+            make = lambda of: Reconciler(of, parts["store"], observer, executor)  # noqa: E731
             return ServiceLoop(service, FreeLock(), make, lambda _: (), Metrics(), Health(self.clock, {}), self.clock)
 
         around = Surroundings(parts["api"], parts["store"], loop, self.clock, self.stamped, "http://gateway")
-        self.executor: Executor | None = None
         self.resource = ServiceResource(self.server.resource("assistant"), around)
 
     async def turn(self, users: int = 20, holder: Mapping[str, Any] | None = None, *, heard: bool = True) -> bool:

@@ -61,7 +61,8 @@ class Traffic:
     def _user(self, route: Route, at: float) -> list[Record]:
         self._users += 1
         unit = f"user-{self._users}"
-        arm, bucket = "stable", None
+        arm: Any = "stable"
+        bucket = None
         records: list[Record] = []
         if route.stage == "canary" and route.rollout is not None:
             bucket = bucket_of(bytes.fromhex(route.salt), route.rollout, unit)
@@ -81,7 +82,7 @@ class Traffic:
         request = f"request-{self._users}"
         records.append(self._answer(request, common, arm, target.revision, target.version, at))
         if self._random.random() < self._behave(target.version).displeased:
-            mark = {"kind": "thumb", "value": -1.0, "at": at + 1.0}
+            mark: dict[str, Any] = {"kind": "thumb", "value": -1.0, "at": at + 1.0}
             records.append(
                 Feedback(id=f"mark-{request}", request_id=request, service=route.service, **mark, **self._stamp())
             )

@@ -90,6 +90,8 @@ class KubernetesApi:
         configuration.connection_pool_maxsize = threads
         self._client = client.ApiClient(configuration)
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="kubernetes")
+        self.turns = asyncio.Semaphore(max(1, threads - 2))
+        """For what may wait, so that a thousand such calls neither use up their time in a queue nor keep the others from a thread."""
         self._counted: dict[str, int] = {}
         self._plurals: dict[tuple[str, str], str] = {}
         self._rest_until = float("-inf")

@@ -81,7 +81,7 @@ class Teller:
     async def _tell(self, body: Mapping[str, Any], status: Mapping[str, Any] | None) -> None:
         name = body["metadata"]["name"]
         try:
-            async with asyncio.timeout(TELL_SECONDS):
+            async with self._api.turns, asyncio.timeout(TELL_SECONDS):
                 if status is not None:
                     await self._say(body, status)
                 while self._events:

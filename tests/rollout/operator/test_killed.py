@@ -94,11 +94,11 @@ def counted(world: OperatorWorld) -> int:
         for reading in world.store.readings(row.id):
             number += 1
             if reading["stage"] == "canary":
-                there = world.store.closed_units(row.id, START, reading["at"])
-                assert reading["n_control"] + reading["n_candidate"] == len(there)
+                users = world.store.closed_units(row.id, START, reading["at"])
+                assert reading["n_control"] + reading["n_candidate"] == len(users)
             else:
-                there = world.store.mirrored_pairs(row.id, START, reading["at"], settle)
-                assert reading["pairs"] == len(there)
+                pairs = world.store.mirrored_pairs(row.id, START, reading["at"], settle)
+                assert reading["pairs"] == len(pairs)
     return number
 
 
