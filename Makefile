@@ -78,6 +78,7 @@ demo-serve: setup-engine ## leave the platform running on this machine and print
 bench: setup-engine models ## measure what the README claims, into benchmarks/results/
 	@$(BIN)/python -m benchmarks.gateway
 	@$(BIN)/python -m benchmarks.stack
+	@$(BIN)/python -m benchmarks.controller
 
 # --- what is generated
 generate: setup ## write what is generated: reference pages, the resource's definition, the chart's schema and README
