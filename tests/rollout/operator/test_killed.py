@@ -87,19 +87,20 @@ def end(world: OperatorWorld) -> dict[str, Any]:
 
 
 def counted(world: OperatorWorld) -> int:
-    """Readings; each of them has counted every user or pair that had closed by then, and none twice."""
-    number = 0
+    """Stages with readings. The last reading of each has counted every user or pair that had closed by then, and none twice."""
+    stages = 0
     for row in world.store.rollouts("assistant"):
         settle = 2 * LLMService.model_validate(row.spec).spec.rollout.settle
-        for reading in world.store.readings(row.id):
-            number += 1
-            if reading["stage"] == "canary":
+        newest = {(reading["stage"], reading["step"]): reading for reading in world.store.readings(row.id)}
+        stages += len(newest)
+        for (stage, _), reading in newest.items():
+            if stage == "canary":
                 users = world.store.closed_units(row.id, START, reading["at"])
                 assert reading["n_control"] + reading["n_candidate"] == len(users)
             else:
                 pairs = world.store.mirrored_pairs(row.id, START, reading["at"], settle)
                 assert reading["pairs"] == len(pairs)
-    return number
+    return stages
 
 
 @pytest.mark.integration
