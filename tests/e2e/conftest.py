@@ -75,7 +75,9 @@ def platform() -> Iterator[Platform]:
 
 
 def _clean_up(namespace: Namespace, own_definition: bool) -> None:
-    """Also after an installation that failed: then no controller lets go of resources, and their finalizers are taken off."""
+    """Also after an installation that failed. A controller that lives would put finalizers on again, so it goes first."""
+    controllers = ["deployment", "--selector=app.kubernetes.io/component=controller"]
+    namespace.kubectl("delete", *controllers, "--cascade=foreground", "--timeout=90s")
     if has_definition():
         for resource in namespace.kubectl("get", "llmservices", "--output=name").split():
             namespace.kubectl("patch", resource, "--type=merge", '--patch={"metadata": {"finalizers": null}}')
