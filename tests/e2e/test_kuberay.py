@@ -40,7 +40,7 @@ def on_kuberay(kuberay: Platform) -> Platform:
 @pytest.fixture(scope="module")
 def crowd(on_kuberay: Platform) -> Iterator[Users]:
     """The same users for both rollouts; at the end it is counted what they saw."""
-    with on_kuberay.users(arrivalsPerSecond=3, meanRequests=2.5) as users:
+    with on_kuberay.users(arrivalsPerSecond=2, meanRequests=2.5) as users:
         yield users
 
 
