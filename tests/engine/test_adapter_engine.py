@@ -16,40 +16,24 @@ from services.rollout.platforms.base import PlatformUnavailable, RevisionSpec, R
 from services.rollout.platforms.serve import ServePlatform
 from services.serving.adapters import check
 from services.serving.local_ray import LocalRay
+from tests.engine.conftest import ENGINE, ENVIRONMENT, make_model
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
 
-ENVIRONMENT = Path(__file__).parents[2] / ".venv-engine"
 BASE, ADAPTERS = "assistant-v1-aaaa", ("assistant-v2-bbbb", "assistant-v3-cccc")
-ENGINE = {
-    "max_model_len": 128,
-    "dtype": "float32",
-    "enforce_eager": True,
-    "max_num_seqs": 8,
-    "kv_cache_memory_bytes": 2**26,
-    "disable_log_stats": True,
-    "enable_lora": True,
-    "max_loras": 2,
-    "max_lora_rank": 8,
-}
+ADAPTING = {**ENGINE, "enable_lora": True, "max_loras": 2, "max_lora_rank": 8}
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of versions' files: the base's and two adapters'."""
     folder = tmp_path_factory.mktemp("cache")
-    python, scripts = ENVIRONMENT / "bin/python", Path(__file__).parent
-    subprocess.run([python, scripts / "tiny_model.py", folder / "base", "0"], check=True, capture_output=True)
+    make_model(folder / "base", 0)
+    script = Path(__file__).with_name("tiny_adapter.py")
     for seed, name in enumerate(ADAPTERS):
-        command: list[str | Path] = [python, scripts / "tiny_adapter.py", folder / name, str(seed), "4"]
+        command: list[str | Path] = [ENVIRONMENT / "bin/python", script, folder / name, str(seed), "4"]
         subprocess.run(command, check=True, capture_output=True)
     return folder
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def session() -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession() as session:
-        yield session
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -69,7 +53,7 @@ async def platform(
 
 
 def base(cache: Path, replicas: int = 1) -> RevisionSpec:
-    return RevisionSpec(BASE, "assistant", str(cache / "base"), ENGINE, {"CPU": 0.5}, (replicas, replicas), 32)
+    return RevisionSpec(BASE, "assistant", str(cache / "base"), ADAPTING, {"CPU": 0.5}, (replicas, replicas), 32)
 
 
 async def apply(platform: AdapterPlatform, revision: RevisionSpec) -> None:

@@ -6,7 +6,6 @@ One head for the module; starting an engine takes about a minute, so the tests b
 import asyncio
 import json
 import shutil
-import subprocess
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -17,19 +16,11 @@ import pytest_asyncio
 from services.rollout.platforms.base import RevisionSpec, RevisionState
 from services.rollout.platforms.serve import ServePlatform
 from services.serving.local_ray import LocalRay, tagged
+from tests.engine.conftest import ENGINE, ENVIRONMENT, make_model
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
 
-ENVIRONMENT = Path(__file__).parents[2] / ".venv-engine"
 STABLE, CANDIDATE, BROKEN = "assistant-v1-aaaa", "assistant-v2-bbbb", "assistant-v3-cccc"
-ENGINE = {
-    "max_model_len": 128,
-    "dtype": "float32",
-    "enforce_eager": True,
-    "max_num_seqs": 8,
-    "kv_cache_memory_bytes": 2**26,
-    "disable_log_stats": True,
-}
 
 
 def spec(name: str, artifact: Path) -> RevisionSpec:
@@ -41,18 +32,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("models")
     paths = {name: folder / name for name in (STABLE, CANDIDATE, BROKEN)}
     for seed, name in enumerate((STABLE, CANDIDATE)):
-        script = Path(__file__).with_name("tiny_model.py")
-        subprocess.run([ENVIRONMENT / "bin/python", script, paths[name], str(seed)], check=True, capture_output=True)
+        make_model(paths[name], seed)
     shutil.copytree(paths[STABLE], paths[BROKEN])
     config = json.loads((paths[BROKEN] / "config.json").read_text())
     (paths[BROKEN] / "config.json").write_text(json.dumps({**config, "hidden_size": 96}))  # not that of the weights
     return paths
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def session() -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession() as session:
-        yield session
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -16,28 +15,18 @@ from services.rollout.platforms.base import RevisionSpec, RevisionState
 from services.rollout.platforms.serve import ServePlatform
 from services.serving.local_ray import LocalRay
 from services.store import migrate, open_store
+from tests.engine.conftest import ENGINE, ENVIRONMENT, make_model
 from tests.fakes.gateway import KEY, gateway_settings, running_gateway
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
-ENVIRONMENT = Path(__file__).parents[2] / ".venv-engine"
 NAME = "assistant-v1-aaaa"
-ENGINE = {
-    "max_model_len": 128,
-    "dtype": "float32",
-    "enforce_eager": True,
-    "max_num_seqs": 8,
-    "kv_cache_memory_bytes": 2**26,
-    "disable_log_stats": True,
-}
 PACE = {"upscale_delay_s": 5.0, "downscale_delay_s": 5.0, "downscale_to_zero_delay_s": 5.0}
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    script = Path(__file__).with_name("tiny_model.py")
-    subprocess.run([ENVIRONMENT / "bin/python", script, tmp_path / "model", "0"], check=True, capture_output=True)
-    return tmp_path / "model"
+    return make_model(tmp_path / "model", 0)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from services.rollout.observed import Evaluation, Identity, VersionInfo
 from services.rollout.reconcile import Reconciler
 from services.rollout.resources import LLMService
 from services.rollout.status import RolloutStatus
-from services.store import Store, StoreUnavailable, migrate, open_store
+from services.store import Store, StoreUnavailable, open_store
 from tests.fakes.platform import FakePlatform
 from tests.fakes.registry import FakeRegistry
 from tests.fakes.rollout_rows import HandClock
@@ -89,22 +89,6 @@ class Stage:
             if rollout is not None and until(rollout):
                 return rollout
         raise AssertionError(f"it never came to that: {rollout}")
-
-
-@pytest.fixture(scope="session")
-def template(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """An empty store's file: migrating once is enough."""
-    path = tmp_path_factory.mktemp("store") / "empty.db"
-    migrate(f"sqlite:///{path}")
-    store = open_store(f"sqlite:///{path}")
-    store.close()
-    return path.read_bytes()
-
-
-@pytest.fixture
-def url(template: bytes, tmp_path: Path) -> str:
-    (tmp_path / "store.db").write_bytes(template)
-    return f"sqlite:///{tmp_path / 'store.db'}"
 
 
 @pytest.fixture
