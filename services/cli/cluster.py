@@ -20,11 +20,10 @@ from services.cli.errors import CliError, ClusterAway, NotFound, UsageFault
 from services.cli.options import Where
 from services.common.identifiers import uuid7
 from services.rollout.operator.api import LLM_SERVICE, KubernetesApi
+from services.rollout.operator.orders import COMMAND, pointer
 from services.rollout.platforms.kubernetes_objects import KubernetesRejected, KubernetesUnavailable, NoCluster
 from services.store.rows import Verb
 
-ORDER: Final = "understudy.dev/command"
-"""Annotation that holds an order until the operator takes it."""
 PART_OF: Final = "app.kubernetes.io/part-of=understudy"
 LOOK_SECONDS: Final = 0.5
 MANAGER: Final = "kubectl-understudy"
@@ -208,9 +207,7 @@ class Cluster:
         """
         metadata, text = resource["metadata"], json.dumps(order)
         path, value = (
-            (f"/metadata/annotations/{ORDER.replace('/', '~1')}", text)
-            if "annotations" in metadata
-            else ("/metadata/annotations", {ORDER: text})
+            (pointer(COMMAND), text) if "annotations" in metadata else ("/metadata/annotations", {COMMAND: text})
         )
         operations = [
             {"op": "test", "path": "/metadata/resourceVersion", "value": metadata["resourceVersion"]},
@@ -333,7 +330,7 @@ def _still_waiting(service: str, order: Mapping[str, Any]) -> CliError:
 
 def _order_of(resource: Mapping[str, Any]) -> dict[str, Any] | None:
     """The order that waits on the resource; None where there is none, or what is there is not one."""
-    text = resource["metadata"].get("annotations", {}).get(ORDER)
+    text = resource["metadata"].get("annotations", {}).get(COMMAND)
     try:
         order = json.loads(text) if text else None
     except ValueError:

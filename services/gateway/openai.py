@@ -219,8 +219,7 @@ class Completions:
             await first.open(self._session, call.request_id, self._patience(call, deadline, may_fall_back=on_candidate))
         except AttemptFailed as failure:
             if not on_candidate:
-                blamed = failure.blames_request(call.request.constrained)
-                self._record(call, first, "client_error" if blamed else "error")
+                self._failed(call, first, failure)
                 raise
             if not failure.blames_request(call.request.constrained):
                 self._candidate_failed(call, first)
@@ -244,9 +243,7 @@ class Completions:
                 try:
                     opened = await place.open(attempt, self._session, call.request_id)
                 except AttemptFailed as failure:
-                    self._record(
-                        call, attempt, "client_error" if failure.blames_request(call.request.constrained) else "error"
-                    )
+                    self._failed(call, attempt, failure)
                     raise
                 if place.held:
                     call.placement = replace(call.placement, counted=False)
@@ -262,18 +259,21 @@ class Completions:
         try:
             await second.open(self._session, call.request_id, self._patience(call, deadline, may_fall_back=False))
         except AttemptFailed as failure:
-            constrained = call.request.constrained
             same = first.failure is not None and first.failure.status == failure.status
             if first in call.unrecorded:
-                if same and failure.blames_request(constrained):
+                if same and failure.blames_request(call.request.constrained):
                     self._record(call, first, "client_error")
                 else:
                     self._candidate_failed(call, first)
-            self._record(call, second, "client_error" if failure.blames_request(constrained) else "error")
+            self._failed(call, second, failure)
             raise
         if first in call.unrecorded:
             self._candidate_failed(call, first)
         return second
+
+    def _failed(self, call: _Call, attempt: Attempt, failure: AttemptFailed) -> None:
+        """Records an attempt that was the last one: the request's fault or the engine's."""
+        self._record(call, attempt, "client_error" if failure.blames_request(call.request.constrained) else "error")
 
     async def _relay(self, call: _Call, attempt: Attempt, send: Send, watch: ClientWatch, deadline: float) -> None:
         """Sends a stream on as it comes. The last piece waits until the row is recorded."""

@@ -11,8 +11,10 @@ from services.common.routing import Target
 from services.rollout import reasons
 from services.rollout.actions import ApplyRevision, ScaleRevision
 from services.rollout.deliberation import Deliberation
+from services.rollout.observed import VersionInfo
 from services.rollout.platforms.base import RevisionState
-from services.rollout.revisions import engine_of, fewest, hold_of, reached
+from services.rollout.resources import LLMService
+from services.rollout.revisions import engine_name, engine_of, fewest, hold_of, kind_of, model_of, reached, weights_of
 
 
 def shares_stable(d: Deliberation) -> bool:
@@ -91,6 +93,15 @@ def _apply(d: Deliberation, name: str) -> None:
         d.actions.append(ApplyRevision(name, rollout.version, (0, 0), base=rollout.engine))
         return
     d.actions.append(ApplyRevision(rollout.engine, rollout.weights_version, replicas(d, rollout.engine)))
+
+
+def parts_of(service: LLMService, info: VersionInfo, bounds: tuple[int, int]) -> list[ApplyRevision]:
+    """What a version needs on the platform, in order: an engine with so many replicas, and an adapter on it if it is one."""
+    engine = engine_name(service, info)
+    parts = [ApplyRevision(engine, weights_of(info), bounds)]
+    if kind_of(info) == "adapter":
+        parts.append(ApplyRevision(model_of(service, info), info.version, (0, 0), base=engine))
+    return parts
 
 
 def replicas(d: Deliberation, engine: str) -> tuple[int, int]:

@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 from services.common.routing import Target
 from services.rollout import reasons
-from services.rollout.actions import ApplyRevision, ScaleRevision
+from services.rollout.actions import ScaleRevision
 from services.rollout.deliberation import Deliberation
-from services.rollout.engines import replicas
+from services.rollout.engines import parts_of, replicas
 from services.rollout.observed import VersionInfo
-from services.rollout.revisions import engine_name, engine_of, kind_of, model_of, target_of, weights_of
+from services.rollout.revisions import engine_name, engine_of, kind_of, model_of, target_of
 
 
 class _Standing(NamedTuple):
@@ -59,16 +59,13 @@ def _stand(d: Deliberation, version: str) -> _Standing:
     d.pinned_engines |= {engine, model}
     if d.observed.engines is None:
         return _Standing(f"v{version}: the platform cannot be reached", known)
-    return _brought_up(d, info, engine, model)
+    return _brought_up(d, info, engine)
 
 
-def _brought_up(d: Deliberation, info: VersionInfo, engine: str, model: str) -> _Standing:
+def _brought_up(d: Deliberation, info: VersionInfo, engine: str) -> _Standing:
     fewest, most = replicas(d, engine)
-    parts = [ApplyRevision(engine, weights_of(info), (min(1, fewest), most))]
-    if model != engine:
-        parts.append(ApplyRevision(model, info.version, (0, 0), base=engine))
     target = None
-    for part in parts:
+    for part in parts_of(d.service, info, (min(1, fewest), most)):
         state, refusal = (d.observed.engines or {}).get(part.name), d.observed.refused.get(part.name)
         if refusal is not None:
             return _Standing(f"v{info.version}: {refusal.message}", None, refusal.reason)

@@ -13,7 +13,7 @@ from services.common.routing import Mirror, Route, Target
 from services.rollout import reasons
 from services.rollout.actions import ApplyRevision, PublishRoute, RemoveRevision
 from services.rollout.deliberation import Deliberation
-from services.rollout.engines import replicas, scale
+from services.rollout.engines import parts_of, replicas, scale
 from services.rollout.observed import VersionInfo
 from services.rollout.pinning import pinned_targets
 from services.rollout.revisions import (
@@ -24,7 +24,6 @@ from services.rollout.revisions import (
     model_of,
     reached,
     target_of,
-    weights_of,
 )
 
 
@@ -156,12 +155,7 @@ def _roll_to(d: Deliberation, champion: VersionInfo) -> None:
 
 
 def _wanted(d: Deliberation, champion: VersionInfo) -> list[ApplyRevision]:
-    """What the champion needs on the platform, in order: an engine, and an adapter on it if it is one."""
-    engine = engine_name(d.service, champion)
-    wanted = [ApplyRevision(engine, weights_of(champion), replicas(d, engine))]
-    if kind_of(champion) == "adapter":
-        wanted.append(ApplyRevision(model_of(d.service, champion), champion.version, (0, 0), base=engine))
-    return wanted
+    return parts_of(d.service, champion, replicas(d, engine_name(d.service, champion)))
 
 
 def _kind(part: ApplyRevision) -> str:

@@ -19,7 +19,8 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from services.common.manifest import explain
-from services.rollout.operator.resource import COMMAND, COMMAND_BY, parse, pointer
+from services.rollout.operator.orders import COMMAND, COMMAND_BY, pointer
+from services.rollout.operator.resource import parse
 from services.rollout.resources import LLMService
 
 log = logging.getLogger(__name__)

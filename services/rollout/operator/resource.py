@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from services.common.clock import Clock
 from services.common.manifest import explain
@@ -23,36 +23,22 @@ from services.rollout.actions import AnswerCommand, Emit
 from services.rollout.decide import Decision
 from services.rollout.loop import ServiceLoop
 from services.rollout.operator.api import LLM_SERVICE, KubernetesApi
+from services.rollout.operator.orders import COMMAND, COMMAND_BY, Order, pointer
 from services.rollout.operator.telling import GONE, TELL_SECONDS, Happening, Teller
 from services.rollout.platforms.kubernetes_objects import KubernetesError, KubernetesRejected
 from services.rollout.resource_status import HISTORY, refused_status, service_status
 from services.rollout.resources import LLMService
 from services.store import Command, RolloutRow, Store, StoreError
-from services.store.rows import Verb
 
 log = logging.getLogger(__name__)
 
 FINALIZER: Final = "understudy.dev/drain"
-COMMAND: Final = "understudy.dev/command"
-COMMAND_BY: Final = "understudy.dev/command-by"
 REFUSED_SECONDS: Final = 10.0
 """Pause of a resource that is not acted on; a change wakes it."""
 
 _CHANGED: Final = 422  # a JSON patch's test failed
 _ALARMING: Final = frozenset({"abort", "error", "hold"})
 _GOOD_NEWS: Final = frozenset({reasons.SERVING, reasons.SCALED_TO_ZERO, reasons.VERSION_PINNED, "Reachable"})
-
-
-class Order(BaseModel):
-    """The annotation that holds a command."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    id: str = Field(min_length=1, max_length=100)
-    verb: Verb
-    rollout: str | None = None
-    note: str = Field(default="", max_length=4096)
-    by: str = Field(default="", max_length=256)
 
 
 @dataclass(frozen=True, slots=True)
@@ -380,8 +366,3 @@ def _wish(body: Mapping[str, Any]) -> tuple[Any, ...]:
     metadata = body["metadata"]
     command = (metadata.get("annotations") or {}).get(COMMAND)
     return metadata.get("generation"), metadata.get("deletionTimestamp"), command
-
-
-def pointer(annotation: str) -> str:
-    """Where a JSON patch finds the annotation."""
-    return f"/metadata/annotations/{annotation.replace('~', '~0').replace('/', '~1')}"

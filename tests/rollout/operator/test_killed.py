@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from services.rollout.operator.resource import COMMAND
+from services.rollout.operator.orders import COMMAND
 from services.rollout.resources import LLMService
 from tests.fakes.kubernetes_api import SERVICES
 from tests.fakes.operator_world import Fate, OperatorWorld

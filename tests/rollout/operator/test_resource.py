@@ -13,7 +13,8 @@ from aiohttp import web
 
 from services.rollout import reasons
 from services.rollout.operator import api, telling
-from services.rollout.operator.resource import COMMAND, FINALIZER
+from services.rollout.operator.orders import COMMAND
+from services.rollout.operator.resource import FINALIZER
 from services.store import GatewayLease
 from tests.fakes.kubernetes_api import SERVICES, hanging, throttled
 from tests.fakes.operator_world import SPEC
