@@ -6,6 +6,7 @@ and one that the user has. It must not touch applications whose route prefix is 
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -22,6 +23,7 @@ from services.serving.errors import InvalidEngineSpec
 _APPLICATIONS = "/api/serve/applications/"
 _WRITE_ATTEMPTS = 3
 _LOG_LINES = 200
+_WORDS_WITHIN = 5.0  # seconds: the engine may write its reason to the log after Serve has called the application failed
 _PORT_LINES = 10_000  # the port is told at the start; a line a request follows
 
 # Ray answers a PUT only after it has started its controller and proxies, which takes tens of seconds on a busy machine.
@@ -56,6 +58,7 @@ class ServePlatform:
         self._writing = asyncio.Lock()
         self._warm_ups = WarmUps(session)
         self._last_words: dict[str, str] = {}
+        self._failed_at: dict[str, float] = {}
         self._direct = direct
         self._replicas: dict[str, tuple[str, str | None]] = {}
         """By revision: its only replica's id and address; None: its log does not tell the port any more."""
@@ -102,7 +105,8 @@ class ServePlatform:
         for name in snapshot.revisions(service):
             if not snapshot.is_running(name):
                 self._forget(name)
-            if snapshot.is_failed(name) and name not in self._last_words:
+            if snapshot.is_failed(name) and not self._last_words.get(name):
+                self._failed_at.setdefault(name, time.monotonic())
                 self._last_words[name] = await self._engine_log(snapshot, name)
             state = self._state(snapshot, service, name)
             if self._direct and state.phase == "ready":
@@ -119,7 +123,10 @@ class ServePlatform:
         if phase == "ready" and not self._warm_ups.answered(name, self._address(service, name)):
             phase, message = "starting", self._warm_ups.message(name)
         if phase == "failed":
-            message = "\n".join(part for part in (message, self._last_words.get(name)) if part)
+            words = self._last_words.get(name)
+            if not words and snapshot.gave_up(name) and time.monotonic() - self._failed_at[name] < _WORDS_WITHIN:
+                phase = "starting"
+            message = "\n".join(part for part in (message, words) if part)
         address = self._address(service, name) if phase == "ready" else None
         bounds = bounds_of(snapshot.declared().get(name, {}))
         return RevisionState(name, phase, snapshot.ready_replicas(name), address, message, replicas=bounds)
@@ -153,6 +160,7 @@ class ServePlatform:
     def _forget(self, name: str) -> None:
         self._warm_ups.forget(name)
         self._last_words.pop(name, None)
+        self._failed_at.pop(name, None)
         self._replicas.pop(name, None)
 
     @staticmethod

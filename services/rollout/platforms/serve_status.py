@@ -94,6 +94,10 @@ class ServeSnapshot:
         """The application serves nothing, and that is not for want of time."""
         return self.phase(name)[0] == "failed"
 
+    def gave_up(self, name: str) -> bool:
+        """No replica of the application ever started, and Serve tries no more."""
+        return bool(self._apps()[name].get("status") == "DEPLOY_FAILED")
+
     def phase(self, name: str) -> tuple[Phase, str]:
         """Phase (`ready` here means RUNNING) and Serve's message."""
         app = self._apps()[name]

@@ -188,10 +188,25 @@ async def test_a_failed_engine_says_why(platform: ServePlatform, serve: ServeApi
     )
 
 
-async def test_a_failed_engine_without_a_log_still_fails(platform: ServePlatform, serve: ServeApi) -> None:
+async def test_a_failed_engine_that_writes_its_log_late_still_says_why(
+    platform: ServePlatform, serve: ServeApi
+) -> None:
+    await platform.apply(spec(ONE))
+    serve.status(ONE, "DEPLOY_FAILED", "see above", replicas=0)
+    assert (await platform.observe("assistant"))[ONE].phase == "starting"
+    serve.logs[f"actor-{ONE}", "out"] = "ValueError: bad dtype\n"
+    state = (await platform.observe("assistant"))[ONE]
+    assert (state.phase, state.message) == ("failed", "see above\nValueError: bad dtype")
+
+
+async def test_a_failed_engine_without_a_log_still_fails(
+    platform: ServePlatform, serve: ServeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.rollout.platforms.serve._WORDS_WITHIN", 0)
     await platform.apply(spec(ONE))
     serve.status(ONE, "DEPLOY_FAILED", "no room", replicas=0)
-    assert (await platform.observe("assistant"))[ONE].message == "no room"
+    state = (await platform.observe("assistant"))[ONE]
+    assert (state.phase, state.message) == ("failed", "no room")
 
 
 @pytest.mark.parametrize(
