@@ -40,6 +40,9 @@ FROM build AS build-mlflow
 COPY requirements/mlflow.txt requirements/
 RUN uv venv --quiet --python python3 /opt/mlflow \
     && uv pip install --quiet --compile-bytecode --python /opt/mlflow/bin/python --require-hashes -r requirements/mlflow.txt
+# It also fetches versions' files for engines' pods: here are the clients of all stores.
+COPY --from=build-services /build/wheels wheels
+RUN uv pip install --quiet --python /opt/mlflow/bin/python --no-deps wheels/*.whl && /opt/mlflow/bin/python -m services.serving.fetch --help > /dev/null
 
 # --- what every image of ours shares: an unprivileged user, no package manager's leftovers, labels
 FROM ${PYTHON_IMAGE} AS runtime
