@@ -368,8 +368,8 @@ class Rollout(Resource):
     )
     look: Lasting = Field(
         default=10.0,
-        description="Time between the controller's looks while evidence is gathered. While a rollout waits for an engine it looks twice a second, "
-        "while there is none every 2 s (with more than 50 services: at this pace too).",
+        description="Time between the controller's looks while evidence is gathered. While a rollout waits for an engine it looks "
+        "twice a second, while there is none every 2 s (with more than 50 services: at this pace too).",
     )
     gate: Gate = Field(default_factory=Gate, description="Offline evaluation.")
     rehearsal: Rehearsal = Field(default_factory=Rehearsal, description="Mirrored traffic.")
