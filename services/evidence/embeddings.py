@@ -124,4 +124,5 @@ def _logistic(differences: Floats) -> Floats:
         slope = scaled.T @ chance - RIDGE * weights
         curvature = (scaled * (chance * (1 - chance))[:, np.newaxis]).T @ scaled + RIDGE * np.eye(len(weights))
         weights = weights + np.linalg.solve(curvature, slope)
-    return weights / scale
+    found: Floats = weights / scale
+    return found

@@ -18,8 +18,8 @@ from services.evidence.state import VERSION, Floats, restoring
 
 Answer = Literal["candidate", "stable", "tie"]
 _WORTH = {"candidate": 1.0, "tie": 0.5, "stable": 0.0}
-_GRID: Floats = np.linspace(-0.95, 0.95, 77)
-_MIDDLE = 38
+_GRID: Floats = np.linspace(-0.975, 0.975, 79) ** 3  # densest around 0, where preferences lie
+_MIDDLE = 39
 
 
 @dataclass(frozen=True, slots=True)
