@@ -5,6 +5,7 @@ environment. `docs/concepts/evidence.md` explains what is tested and why.
 """
 
 from services.evidence.bets import adaptive_bets, design_bets
+from services.evidence.bounded import BoundedMean
 from services.evidence.combine import (
     Budget,
     Combined,
@@ -32,6 +33,7 @@ from services.evidence.summaries import Direction, GuardrailPlan, Reading, UnitV
 __all__ = [
     "AssignmentFault",
     "BetaBinomialMixture",
+    "BoundedMean",
     "Budget",
     "ClockFault",
     "Combined",

@@ -2,7 +2,7 @@
 
 Used on judgements of mirrored answers. One judgement a unit: 1 where the candidate is preferred, 0 where stable is, ½ for a tie. A judge is
 asked in both orders; one that contradicts itself has seen no difference, which makes a tie and is counted. Bets against "the mean
-preference is at most (at least) one half" are those of `bets`, for any values in [0, 1].
+preference is at most (at least) one half" are those of `bounded`.
 """
 
 import math
@@ -10,16 +10,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-
-from services.evidence.bets import Bettor
+from services.evidence.bounded import BoundedMean
 from services.evidence.errors import PlanFault, ValueFault
-from services.evidence.state import VERSION, Floats, restoring
+from services.evidence.state import VERSION, restoring
 
 Answer = Literal["candidate", "stable", "tie"]
 _WORTH = {"candidate": 1.0, "tie": 0.5, "stable": 0.0}
-_GRID: Floats = np.linspace(-0.975, 0.975, 79) ** 3  # densest around 0, where preferences lie
-_MIDDLE = 39
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +37,8 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class PreferenceReading:
-    """What the judgements say now. `share`: the candidate's, a tie being half a preference; `lower`, `upper`: its bounds at all times.
+    """What the judgements say now. `share`: the candidate's, a tie being half a preference; `lower`, `upper`: its bounds at all
+    times, alpha each.
 
     `better`, `worse`: shown at alpha (each), now. `inconsistent`: judgements that turned with the order; `ties` are without them.
     """
@@ -66,8 +63,7 @@ class Preference:
         if not 0 < alpha < 1:
             raise PlanFault(f"preference: alpha {alpha} must lie between 0 and 1")
         self._alpha = alpha
-        # In units of 2·worth − 1: against "the mean is at least m", and against "the mean is at most −m" for the opposite.
-        self._less, self._more = Bettor(_GRID, _MIDDLE), Bettor(_GRID, _MIDDLE)
+        self._worth = BoundedMean()
         self._counts = {"candidate": 0, "stable": 0, "tie": 0, "inconsistent": 0}
 
     def update(self, judgements: Iterable[Judged]) -> None:
@@ -78,41 +74,32 @@ class Preference:
                 raise ValueFault(f"preference: {judged!r} is no judgement")
         for judged in fresh:
             self._counts[judged.first if judged.is_consistent else "inconsistent"] += 1
-        values = np.array([2 * judged.worth - 1 for judged in fresh])
-        start = 0
-        while start < len(values):
-            piece = values[start : start + self._less.left]
-            for bettor, sign in ((self._less, 1), (self._more, -1)):
-                bettor.take(sign * piece, bettor.path(sign * piece))
-            start += len(piece)
+        self._worth.update(judged.worth for judged in fresh)
 
     def reading(self) -> PreferenceReading:
-        counts, threshold = self._counts, -math.log(self._alpha)
-        judged = sum(counts.values())
-        less, more = (int(np.cumprod(b.log_wealth()[::-1] >= threshold).sum()) for b in (self._less, self._more))
+        worth, threshold = self._worth, -math.log(self._alpha)
+        lower, upper = worth.interval(2 * self._alpha)  # each end at alpha
         return PreferenceReading(
-            judged=judged,
-            ties=counts["tie"],
-            inconsistent=counts["inconsistent"],
-            share=(counts["candidate"] + (counts["tie"] + counts["inconsistent"]) / 2) / judged if judged else None,
-            lower=(1 - float(_GRID[-more])) / 2 if more else 0.0,
-            upper=(1 + float(_GRID[-less])) / 2 if less else 1.0,
-            e_better=math.exp(min(self._more.own, 700.0)),
-            e_worse=math.exp(min(self._less.own, 700.0)),
+            judged=worth.n,
+            ties=self._counts["tie"],
+            inconsistent=self._counts["inconsistent"],
+            share=worth.mean,
+            lower=lower,
+            upper=upper,
+            e_better=math.exp(min(worth.log_above, 700.0)),
+            e_worse=math.exp(min(worth.log_below, 700.0)),
             threshold=1 / self._alpha,
-            better=self._more.own >= threshold,
-            worse=self._less.own >= threshold,
+            better=worth.log_above >= threshold,
+            worse=worth.log_below >= threshold,
         )
 
     def to_json(self) -> dict[str, Any]:
-        bettors = {"less": self._less.to_json(), "more": self._more.to_json()}
-        return {"version": VERSION, "alpha": self._alpha, "counts": self._counts, **bettors}
+        return {"version": VERSION, "alpha": self._alpha, "counts": self._counts, "worth": self._worth.to_json()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Preference":
         with restoring(data, "preference"):
             preference = cls(data["alpha"])
             preference._counts = {name: data["counts"][name] for name in preference._counts}
-            preference._less.restore(data["less"])
-            preference._more.restore(data["more"])
+            preference._worth = BoundedMean.from_json(data["worth"])
         return preference
