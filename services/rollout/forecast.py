@@ -118,7 +118,7 @@ def _sentence(
     if elapsed < least:
         missing.append(f"{lasting(elapsed)} of {lasting(least)}" if elapsed >= 1 else f"at least {lasting(least)}")
     finite = {metric: more for metric, more in lacking.items() if more < math.inf}
-    missing += [f"{metric} needs about {_rounded(more)} more {what}" for metric, more in finite.items()]
+    missing += [f"{metric} needs about {rounded(more)} more {what}" for metric, more in finite.items()]
     hopeless = [metric for metric in lacking if metric not in finite]
     if hopeless:
         effects = "effects" if len(hopeless) > 1 else "effect"
@@ -154,7 +154,7 @@ def _when(
     return f"; {at}in about {lasting(seconds)}{late}"
 
 
-def _rounded(units: float) -> str:
+def rounded(units: float) -> str:
     """Two digits are more than such an estimate holds."""
     size = 10 ** max(0, math.floor(math.log10(max(units, 1.0))) - 1)
     return f"{math.ceil(units / size) * size:,}"

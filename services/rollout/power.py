@@ -87,13 +87,13 @@ def users_needed(plan: GuardrailPlan, stable: Stable, probability: float = LIKEL
     """Users an arm (pairs, for rates and bounded means) until a candidate that does not differ is shown not to be worse; infinite where
     a thousand million do not suffice.
     """
-    return _least(lambda users: chance_of_showing(plan, stable, users) >= probability, 1.0, MOST_USERS)
+    return least(lambda users: chance_of_showing(plan, stable, users) >= probability, 1.0, MOST_USERS)
 
 
 def harm_seen(plan: GuardrailPlan, stable: Stable, users: float, probability: float = LIKELY) -> float | None:
     """The smallest badness that `users` users an arm show; None: none that there can be."""
-    most = _worst(plan, stable)
-    found = _least(lambda effect: chance_of_alarm(plan, stable, users, effect) >= probability, plan.margin, most)
+    most = most_harm(plan, stable)
+    found = least(lambda effect: chance_of_alarm(plan, stable, users, effect) >= probability, plan.margin, most)
     return found if found <= most else None
 
 
@@ -104,7 +104,7 @@ def margin_in_reach(plan: GuardrailPlan, stable: Stable, users: float, probabili
     def shown(margin: float) -> bool:
         return chance_of_showing(replace(plan, margin=margin), stable, users) >= probability
 
-    found = _least(shown, most / 1e5, most)
+    found = least(shown, most / 1e5, most)
     return found if found <= most else None
 
 
@@ -151,7 +151,7 @@ def pair_share(plan: GuardrailPlan, users_per_second: float) -> float:
     return _paired(plan.pair_window_units, plan.pair_window_seconds, float(f"{1 / (2 * users_per_second):.2g}"))
 
 
-def _least(holds: Callable[[float], bool], low: float, high: float) -> float:
+def least(holds: Callable[[float], bool], low: float, high: float) -> float:
     """The smallest argument, to 1 %, from which a monotone condition holds; infinite where it does not hold at `high`."""
     if not holds(high):
         return math.inf
@@ -179,7 +179,8 @@ def _outcomes(plan: GuardrailPlan, stable: Stable, effect: float) -> tuple[float
     return min(1.0, (apart + shift) / 2), max(0.0, (apart - shift) / 2)
 
 
-def _worst(plan: GuardrailPlan, stable: Stable) -> float:
+def most_harm(plan: GuardrailPlan, stable: Stable) -> float:
+    """The largest badness that there can be; of a metric without an end, a hundredfold worsening."""
     if plan.kind == "rate":
         return 1 - (stable.rate if plan.direction == "lower" else 1 - stable.rate)
     if plan.kind == "boundedMean":
