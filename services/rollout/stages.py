@@ -9,6 +9,7 @@ from services.evidence import Reading, combine
 from services.rollout import gatecheck, reasons
 from services.rollout.deliberation import Deliberation
 from services.rollout.engines import await_candidate, covers, shares_stable
+from services.rollout.resources import split_key
 from services.rollout.serving import in_force
 
 
@@ -192,12 +193,13 @@ def _void_or_harmful(d: Deliberation) -> bool:
         return True
     harmful = next((reading for reading in evidence.readings if reading.harmful), None)
     if harmful is not None:
-        d.finish("abort", reasons.HARM[harmful.metric], describe(harmful), metric=harmful.metric)
+        metric, _ = split_key(harmful.metric)
+        d.finish("abort", reasons.HARM[metric], describe(harmful), metric=harmful.metric)
     return harmful is not None
 
 
 def describe(reading: Reading) -> str:
-    """One sentence on a harmful reading, with its numbers."""
+    """One sentence on a harmful reading: estimate, bound, margin, users, and the level that was spent on the finding."""
 
     def number(value: float | None) -> str:
         return "unknown" if value is None else f"{value:.3g}"
@@ -207,9 +209,13 @@ def describe(reading: Reading) -> str:
             return "unknown"
         return f"{value:+.0%}" if reading.relative else f"{value:+.3f}"
 
+    metric, segment = split_key(reading.metric)
     bound = reading.lower if reading.direction == "lower" else reading.upper
     margin = f"{reading.margin:.0%}" if reading.relative else f"{reading.margin:g}"
+    evidence = f", e-value {reading.e_harm:.3g}" if reading.e_harm is not None else ""
+    where = f" of segment {segment}" if segment else ""
     return (
-        f"{reading.metric}: candidate {number(reading.candidate)} against {number(reading.control)}, change {change(reading.effect)} "
-        f"(surely beyond {change(bound)}), margin {margin}; {reading.n_candidate} and {reading.n_control} users"
+        f"{metric}{where}: candidate {number(reading.candidate)} against {number(reading.control)}, "
+        f"change {change(reading.effect)} (surely beyond {change(bound)}), margin {margin}; "
+        f"{reading.n_candidate} and {reading.n_control} users; level {1 / reading.harm_threshold:.2g}{evidence}"
     )
