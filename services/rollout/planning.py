@@ -27,7 +27,7 @@ from services.rollout.power import (
     pair_share,
     users_needed,
 )
-from services.rollout.resources import GuardedStage, LLMService
+from services.rollout.resources import GuardedStage, LLMService, split_key
 
 ASSUMED: Final[Mapping[str, Stable]] = {
     "errors": Stable(rate=0.01),
@@ -179,7 +179,12 @@ class _Planner:
         self._rules, self._traffic = service.spec.rollout, traffic
         assumed = {"failure_rate": ASSUMED["errors"].rate, "bad_feedback_rate": ASSUMED["rate"].rate, "units": 1000}
         self._plans: dict[GuardedStage, dict[str, GuardrailPlan]] = {
-            stage: plans(service, stage, traffic.baseline or assumed) for stage in ("rehearsal", "canary")
+            stage: {
+                key: plan
+                for key, plan in plans(service, stage, traffic.baseline or assumed).items()
+                if key == split_key(key)[0]  # what share of the users a segment has is not known
+            }
+            for stage in ("rehearsal", "canary")
         }
         self._starts: list[float] = []
         """When each step began, in seconds since the canary's start."""

@@ -107,7 +107,7 @@ async def test_better_on_average_and_worse_for_one_tenth(make: Make, segmented: 
     world.traffic.newcomer, world.traffic.answer = mixed, second(answer)
     rollout = await play(world)
     if segmented:
-        assert (rollout.verdict, rollout.reason, rollout.metric) == ("abort", reasons.TTFT_HARMFUL, "ttft@enterprise")
+        assert (rollout.verdict, rollout.reason, rollout.metric) == ("abort", reasons.TTFT_HARMFUL, "ttft[enterprise]")
         assert "segment enterprise" in rollout.message
     else:
         assert (rollout.verdict, rollout.reason) == ("advance", reasons.PROMOTED), rollout.message
