@@ -120,7 +120,7 @@ class Evidence:
             self._try(guardrail.update_pairs, new)
 
     def watch(self, buckets: Iterable[float], until: float) -> None:
-        """Adds shares of failed requests, one per time bucket that had any, after promotion."""
+        """Adds shares of users with a failed request, one per time bucket that had any, after promotion."""
         if self.detector is not None:
             self.detector.update(buckets)
         self.watched_until = until
