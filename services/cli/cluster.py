@@ -13,6 +13,8 @@ from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
+from pydantic import ValidationError
+
 from services.cli import cluster_views
 from services.cli.commands import DONE, ENDS_WITH, Given, Waiter
 from services.cli.connection import one_line
@@ -22,6 +24,7 @@ from services.common.identifiers import uuid7
 from services.rollout.operator.api import LLM_SERVICE, KubernetesApi
 from services.rollout.operator.orders import COMMAND, pointer
 from services.rollout.platforms.kubernetes_objects import KubernetesRejected, KubernetesUnavailable, NoCluster
+from services.rollout.resources import LLMService
 from services.store.rows import Verb
 
 PART_OF: Final = "app.kubernetes.io/part-of=understudy"
@@ -84,6 +87,17 @@ class Cluster:
             if one["id"] == rollout:
                 return cluster_views.explanation(resource, one, now)
         raise NotFound(f"{service} remembers rollout {rollout} no more")
+
+    def resource(self, service: str) -> LLMService:
+        """The service's resource as the cluster has it."""
+        try:
+            return LLMService.from_object(self._resource(service))
+        except ValidationError as error:
+            raise CliError(f"the resource of {service} is wrong: {one_line(error)}") from error
+
+    def traffic(self, service: LLMService) -> None:
+        """A resource does not say how many users come."""
+        return
 
     def give(self, service: str, verb: Verb, *, actor: str, reason: str, wait: float) -> Given:
         """Leave the order as the resource's annotation and wait for `status.lastCommand`.

@@ -32,7 +32,7 @@ def status(document: Mapping[str, Any]) -> None:
     """One row a service."""
     places = any("namespace" in one for one in document["services"])
     columns = ("service", "stable", "candidate", "stage", "weight", "users", "verdict", "what it waits for, or why")
-    table = _table(*_placed(places, "namespace"), *columns)
+    table = plain_table(*_placed(places, "namespace"), *columns)
     for one in document["services"]:
         rollout = one["rollout"]
         stable = one["stable"]["revision"] if one["stable"] else "none yet"
@@ -53,7 +53,7 @@ def rollouts(document: Mapping[str, Any]) -> None:
         console().print("no rollout yet; set the challenger alias on a version to start one")
         return
     places = any("namespace" in one for one in document["rollouts"])
-    table = _table(
+    table = plain_table(
         *_placed(places, "namespace"),
         "started",
         "service",
@@ -97,7 +97,7 @@ def explain(document: Mapping[str, Any]) -> None:
             Text(f"who did what: kubectl events --for llmservice/{document['service']} -n {namespace}", style="dim")
         )
         return
-    table = _table("time", "who", "action", "reason", "message")
+    table = plain_table("time", "who", "action", "reason", "message")
     for entry in document["audit"]:
         table.add_row(_moment(entry["at"]), entry["actor"], entry["action"], entry["reason"], entry["message"])
     screen.print(table)
@@ -105,7 +105,7 @@ def explain(document: Mapping[str, Any]) -> None:
 
 def doctor(document: Mapping[str, Any]) -> None:
     """One row a check; what is missing with the command that gets it."""
-    table = _table("check", "", "what was found, and what to do")
+    table = plain_table("check", "", "what was found, and what to do")
     for finding in document["findings"]:
         word = (
             Text("ok", "green")
@@ -118,7 +118,8 @@ def doctor(document: Mapping[str, Any]) -> None:
     console().print(table)
 
 
-def _table(*columns: str) -> Table:
+def plain_table(*columns: str) -> Table:
+    """A table without lines."""
     table = Table(box=None, pad_edge=False, header_style="bold", collapse_padding=True, padding=(0, 2, 0, 0))
     for column in columns:
         table.add_column(column, overflow="fold")

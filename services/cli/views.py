@@ -7,9 +7,9 @@ Reads only. The numbers are the store's own; words come from `narrative`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from services.cli import narrative
 from services.cli.errors import CliError, NotFound
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from services.store import Store
 
 Reading = Mapping[str, Any]
+Document = TypeVar("Document", bound=BaseModel)
 
 ENDED: Final = {"advance": "promoted", "abort": "rolled back", "hold": "held", "error": "stopped by an error"}
 
@@ -133,12 +134,17 @@ def status_of(row: RolloutRow) -> RolloutStatus:
     Raises:
         CliError: the document is of another version of the platform.
     """
+    return parsed(row.id, row.status, RolloutStatus)
+
+
+def parsed(rollout: str, document: Mapping[str, Any], model: type[Document]) -> Document:
+    """A document of a rollout's row as its model. Raises CliError as `status_of`."""
     try:
-        return RolloutStatus.model_validate(row.status)
+        return model.model_validate(document)
     except ValidationError as error:
         place = ".".join(str(part) for part in error.errors()[0]["loc"]) or "its top"
         raise CliError(
-            f"rollout {row.id} was written by another version of the platform (differs at {place}); use that version's command"
+            f"rollout {rollout} was written by another version of the platform (differs at {place}); use that version's command"
         ) from error
 
 

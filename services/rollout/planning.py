@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from services.evidence import GuardrailPlan
@@ -70,6 +70,31 @@ def traffic_of(usage: Mapping[str, Any], baseline: Mapping[str, Any]) -> Traffic
     if usage["tokens_per_second_spread"] is not None:
         stable["tokensPerSecond"] = Stable(spread=usage["tokens_per_second_spread"])
     return Traffic(usage["users_per_day"], usage["growth"], stable, baseline, usage["busiest_share"])
+
+
+def given_traffic(users_per_day: float, users_per_week: float | None, measured: Traffic | None) -> Traffic:
+    """So many different users a day, and a week (default: every day's are new); the rest as measured, where it was."""
+    growth = 1.0
+    if users_per_week is not None:
+        growth = min(1.0, max(0.0, math.log(users_per_week / users_per_day) / math.log(7)))
+    if measured is None:
+        return Traffic(users_per_day, growth)
+    return replace(measured, users_per_day=users_per_day, growth=growth if users_per_week else measured.growth)
+
+
+def stable_of(kind: str, value: float) -> Stable:
+    """What one number says of stable: a share of users for a rate, for other kinds of metric how far users' values lie apart.
+
+    Raises:
+        ValueError: there is no such value.
+    """
+    if kind == "rate":
+        if not 0 <= value < 1:
+            raise ValueError(f"a share of users lies between 0 and 1, not {value:g}")
+        return Stable(rate=value)
+    if not 0 < value < 100:
+        raise ValueError(f"a spread is a positive number, not {value:g}")
+    return replace(ASSUMED[kind], spread=value)
 
 
 @dataclass(frozen=True, slots=True)
