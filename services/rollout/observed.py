@@ -120,6 +120,8 @@ class Ratio:
     e_value: float
     threshold: float
     rejected: bool
+    message: str = ""
+    """The numbers in words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -187,13 +187,8 @@ def _void_or_harmful(d: Deliberation) -> bool:
         d.finish("error", reasons.ASSIGNMENT_FAULT if evidence.assignment else reasons.EVIDENCE_FAULT, evidence.fault)
         return True
     if evidence.ratio is not None and evidence.ratio.rejected:
-        counts = d.rollout.counts
-        d.finish(
-            "error",
-            reasons.SAMPLE_RATIO_MISMATCH,
-            f"{counts.users_control} users in control against {counts.users_candidate} in candidate cannot be chance: "
-            f"e-value {evidence.ratio.e_value:.3g} reaches {evidence.ratio.threshold:.3g}",
-        )
+        reached = f"e-value {evidence.ratio.e_value:.3g} reaches {evidence.ratio.threshold:.3g}"
+        d.finish("error", reasons.SAMPLE_RATIO_MISMATCH, f"{evidence.ratio.message}: {reached}")
         return True
     harmful = next((reading for reading in evidence.readings if reading.harmful), None)
     if harmful is not None:

@@ -85,6 +85,18 @@ def test_marks_on_stables_answer_are_not_the_candidates() -> None:
     assert not spoke(closed)
 
 
+def test_what_stable_answered_after_the_weight_fell_is_not_the_candidates() -> None:
+    rows = (row(request_id="a"), row(request_id="b", arm="stable", ttft=9.0, tokens_out=1, outcome="error"))
+    closed = unit(*rows, said=(feedback("b", 2.0, kind="thumb", value=-1.0),))
+    assert unit_values(closed, SALT) == unit_values(unit(rows[0]), SALT)
+
+
+@pytest.mark.parametrize(("changes", "metric"), [({"ttft": None}, "ttft"), ({"tokens_out": None}, "tokensPerSecond")])
+def test_what_was_answered_and_not_measured_has_no_value(changes: dict[str, Any], metric: str) -> None:
+    assert metric not in unit_values(unit(row(**changes)), SALT)
+    assert pair_values(pair(row(**changes), row()))[metric][1] is None
+
+
 def pair(candidate: Observation | None, stable: Observation | None) -> MirroredPair:
     return MirroredPair("p", "u1", 10.0, candidate, stable)
 
