@@ -188,6 +188,7 @@ def logs(
 
 
 app.command(rich_help_panel=WATCH)(what_if.plan)
+app.command(rich_help_panel=WATCH)(what_if.replay)
 
 
 @app.command(rich_help_panel=STEER)

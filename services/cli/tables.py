@@ -68,7 +68,7 @@ def rollouts(document: Mapping[str, Any]) -> None:
     for one in document["rollouts"]:
         place, where = _placed(places, one.get("namespace")), one["decided_in"] or _stage(one)
         table.add_row(
-            *place, _moment(one["started_at"]), one["service"], one["revision"], _verdict(one["verdict"]), where,
+            *place, moment(one["started_at"]), one["service"], one["revision"], _verdict(one["verdict"]), where,
             narrative.seconds_text(one["seconds"]), _users(one["users"]), one["reason"], one["id"],
         )  # fmt: skip
     console().print(table)
@@ -88,7 +88,7 @@ def explain(document: Mapping[str, Any]) -> None:
     screen.print()
     screen.print(
         Text(
-            f"rollout {document['id']} of {document['service']}, started {_moment(document['started_at'])}", style="dim"
+            f"rollout {document['id']} of {document['service']}, started {moment(document['started_at'])}", style="dim"
         )
     )
     if document["audit"] is None:
@@ -99,7 +99,7 @@ def explain(document: Mapping[str, Any]) -> None:
         return
     table = plain_table("time", "who", "action", "reason", "message")
     for entry in document["audit"]:
-        table.add_row(_moment(entry["at"]), entry["actor"], entry["action"], entry["reason"], entry["message"])
+        table.add_row(moment(entry["at"]), entry["actor"], entry["action"], entry["reason"], entry["message"])
     screen.print(table)
 
 
@@ -166,5 +166,6 @@ def _trouble(service: Mapping[str, Any]) -> str:
     return f"{behind} of {service['gateways']} gateways have not yet taken the newest route; " if behind else ""
 
 
-def _moment(at: float) -> str:
+def moment(at: float) -> str:
+    """A time for people, in the machine's time zone."""
     return datetime.fromtimestamp(at).astimezone().strftime("%Y-%m-%d %H:%M:%S")

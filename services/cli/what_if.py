@@ -1,4 +1,5 @@
-"""The commands that look beyond what is: `plan` a rollout to come. Registered by `main`; what they say is made by `services.rollout`.
+"""The commands that look beyond what is: `plan` a rollout to come, `replay` past ones. Registered by `main`; what they say is made by
+`services.rollout`.
 
 Imports nothing slow.
 """
@@ -16,7 +17,9 @@ from services.cli.options import Output, Where, anywhere, show
 if TYPE_CHECKING:
     from services.rollout.planning import Traffic
     from services.rollout.power import Stable
+    from services.rollout.replay import Replay
     from services.rollout.resources import LLMService
+    from services.store import RolloutRow, Store
 
 Service = Annotated[
     str | None,
@@ -81,6 +84,110 @@ def plan(
     rules, traffic, measured = _ground(where, service, resource, users_per_day, users_per_week)
     traffic = replace(traffic, stable={**traffic.stable, **_known(rules, stable or [])})
     show(output, plan_views.document(rules, traffic, make_plan(rules, traffic), measured), plan_views.show)
+
+
+Since = Annotated[
+    str,
+    typer.Option("--since", metavar="AGE|DATE", help="Rollouts that began since then: `7d`, `12h`, or `2026-11-02`."),
+]
+RolloutId = Annotated[str | None, typer.Option("--rollout", metavar="ID", help="This one alone.", show_default=False)]
+
+
+@anywhere
+def replay(
+    where: Where,
+    service: Service = None,
+    since: Since = "7d",
+    resource: ResourceFile = None,
+    rollout: RolloutId = None,
+    output: Output = "table",
+) -> None:
+    """What past rollouts would have come to under other rules.
+
+    Plays the recorded users, in the order in which their values became final, through `spec.rollout` of FILE: another alpha, other margins,
+    guardrails, steps. Beside it stands what was. It uses the controller's own loop; without FILE, or with the rules that a rollout had, it
+    comes out as it did. Nothing is written.
+
+    What was not recorded stays unknown, and is said: users came to the arms by the recorded steps, the record ends when the rollout did
+    (rules that are more patient would have gone on), and horizon and settle stay as they were measured. Rows are kept for
+    `spec.retention.observations`.
+
+    Examples: understudy replay assistant --since 30d --resource stricter.yaml; understudy replay --rollout 0197a3c2 -f x.yaml
+    """
+    import time
+
+    from services.cli import replay_views
+    from services.cli.connection import opened, store_url
+
+    if where.in_cluster:
+        raise UsageFault("users are recorded in the platform's store, not in resources: name it with --store URL")
+    began = _moment(since, time.time())
+    rules = None if resource is None else read_resource(resource, service)
+    name = service if service is not None or rules is None else rules.name
+    with opened(store_url(where.store)) as store:
+        rows = _rows(store, name, rollout, began)
+        show(output, replay_views.document(_played(store, rows, rules, output)), replay_views.show)
+
+
+def _rows(store: Store, service: str | None, rollout: str | None, began: float) -> list[RolloutRow]:
+    """The rollouts to play, newest first. Raises NotFound."""
+    if rollout is not None:
+        named = [row for row in store.rollouts(service, limit=10_000) if row.id.startswith(rollout)]
+        if len(named) != 1:
+            raise NotFound(
+                f"{'no rollout' if not named else 'more than one rollout'} {rollout!r}; see `understudy rollouts`"
+            )
+        return named
+    rows = store.rollouts(service, limit=10_000)
+    if service is not None and not rows:
+        raise NotFound(f"no rollout of {service!r} in this store")
+    return [row for row in rows if row.started_at >= began]
+
+
+def _played(store: Store, rows: list[RolloutRow], rules: LLMService | None, output: str) -> list[tuple[Replay, Replay]]:
+    """Each row under its own rules, and under the others."""
+    import asyncio
+    import logging
+    import sys
+
+    from rich.console import Console
+
+    from services.cli.views import parsed
+    from services.rollout.replay import replay as play
+    from services.rollout.resources import LLMService
+    from services.rollout.status import RolloutStatus
+
+    logging.getLogger("services.rollout").setLevel(logging.ERROR)  # the loop's log would tell of it as if it were now
+    found = []
+    with Console(stderr=True).status("") as progress:
+        for number, row in enumerate(rows):
+            parsed(row.id, row.status, RolloutStatus)
+            parsed(row.id, row.spec, LLMService)
+
+            def tell(done: float, number: int = number, row: RolloutRow = row) -> None:
+                if output == "table" and sys.stderr.isatty():
+                    progress.update(f"playing {row.revision} ({number + 1} of {len(rows)}): {done:.0%}")
+
+            own = asyncio.run(play(store, row, None, tell))
+            found.append((own, own if rules is None else asyncio.run(play(store, row, rules, tell))))
+    return found
+
+
+def _moment(text: str, now: float) -> float:
+    """Seconds since the epoch of an age or a date. Raises UsageFault."""
+    from datetime import datetime
+
+    from services.rollout.durations import parse_duration
+
+    try:
+        return now - parse_duration(text)
+    except ValueError:
+        try:
+            return datetime.fromisoformat(text).astimezone().timestamp()
+        except ValueError:
+            raise UsageFault(
+                f"--since {text!r}: write an age such as 7d or 12h, or a date such as 2026-11-02"
+            ) from None
 
 
 def _ground(
