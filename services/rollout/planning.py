@@ -37,6 +37,8 @@ ASSUMED: Final[Mapping[str, Stable]] = {
     "quantile": Stable(spread=0.5, missing=0.01),
 }
 """What stable is taken to be where nothing was measured: by metric, else by kind of metric."""
+FEW_REQUESTS: Final = 100
+"""Fewer say nothing of who sends them."""
 BUSY: Final = 0.5
 """One unit with more than this share of the requests: clients name no users."""
 
@@ -69,7 +71,8 @@ def traffic_of(usage: Mapping[str, Any], baseline: Mapping[str, Any]) -> Traffic
         stable["ttft"] = Stable(spread=usage["ttft_spread"], missing=usage["ttft_missing"])
     if usage["tokens_per_second_spread"] is not None:
         stable["tokensPerSecond"] = Stable(spread=usage["tokens_per_second_spread"])
-    return Traffic(usage["users_per_day"], usage["growth"], stable, baseline, usage["busiest_share"])
+    busiest = usage["busiest_share"] if usage["requests"] >= FEW_REQUESTS else 0.0
+    return Traffic(usage["users_per_day"], usage["growth"], stable, baseline, busiest)
 
 
 def given_traffic(users_per_day: float, users_per_week: float | None, measured: Traffic | None) -> Traffic:

@@ -105,13 +105,18 @@ def course_of(store: Store, row: RolloutRow) -> Course | None:
         looks=tuple(looks),
         clocks=tuple(entry.at for entry in audit if entry.reason == reasons.STAGE_RUNNING),
         places=tuple(_places(audit, began)),
-        orders=tuple(one for one in store.commands(row.service, pending=False) if one.rollout == row.id),
+        orders=tuple(one for one in store.commands(row.service, pending=False) if _meant(one, row, ended)),
         pauses=tuple((e.at, e.action == "pause") for e in audit if e.actor == "resource"),
         route=next(
             (route for _, route in reversed(history) if route.rollout is None and _older(history, route, row)),
             before[0],
         ),
     )
+
+
+def _meant(order: Command, row: RolloutRow, ended: float) -> bool:
+    """Whether a person's order was for this rollout: by its id, or by its time."""
+    return order.rollout == row.id or (order.rollout is None and row.started_at <= order.at <= ended)
 
 
 def _older(history: Sequence[tuple[float, Route]], route: Route, row: RolloutRow) -> bool:

@@ -94,7 +94,7 @@ def test_a_caution_is_cheap() -> None:
 
 def test_traffic_is_what_was_measured_or_given() -> None:
     spreads = {"ttft_spread": 0.6, "ttft_missing": 0.02, "tokens_per_second_spread": None}
-    usage = {"users_per_day": 700.0, "growth": 0.5, "busiest_share": 0.1, **spreads}
+    usage = {"requests": 5_000, "users_per_day": 700.0, "growth": 0.5, "busiest_share": 0.1, **spreads}
     measured = traffic_of(usage, {"failure_rate": 0.0, "bad_feedback_rate": None, "units": 99})
     assert measured.stable == {"errors": Stable(rate=0.005), "ttft": Stable(spread=0.6, missing=0.02)}
     assert measured.users(4 * DAY) == pytest.approx(1_400)

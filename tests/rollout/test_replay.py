@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -122,11 +123,11 @@ async def test_what_people_and_time_did_is_done_again(make: Make) -> None:
     world = make(resource=rules(canary={"steps": [{**STEPS[0], "approval": True}, STEPS[1]]}))
 
     def order(verb: Any) -> None:
-        world.store.add_command(Command(uuid7(), "assistant", "rollout-1", verb, "ada", "", world.clock.now))
+        world.store.add_command(Command(uuid7(), "assistant", None, verb, "ada", "", world.clock.now))
 
     await world.play(lambda r: any(c.reason == reasons.AWAITING_APPROVAL for c in r.conditions))
     order("pause")
-    for _ in range(5):
+    for _ in range(3):
         await world.look()
     order("resume")
     order("approve")
@@ -143,17 +144,11 @@ async def test_an_engine_that_grew_too_slowly_holds_the_replay_back_too(make: Ma
     world = make()
     await world.play(lambda r: r.stage == "canary" and r.step == 0)
     candidate = world.platform.applied[-1].name
-    world.platform.engines[candidate] = world.platform.engines[candidate].__class__(
-        **{**_fields(world.platform.engines[candidate]), "ready_replicas": 0}
-    )
-    for _ in range(15):
+    state = world.platform.engines[candidate]
+    world.platform.engines[candidate] = replace(state, ready_replicas=0)
+    for _ in range(10):
         await world.look()
-    status = world.reconciler.last
-    assert status is not None
-    world.platform.engines[candidate] = world.platform.engines[candidate].__class__(
-        **{**_fields(world.platform.engines[candidate]), "ready_replicas": 1}
-    )
-    rollout = None
+    world.platform.engines[candidate] = state
     for _ in range(60):
         rollout = await world.look()
         if rollout is not None and over(rollout):
@@ -161,10 +156,6 @@ async def test_an_engine_that_grew_too_slowly_holds_the_replay_back_too(make: Ma
     found = await again(world)
     assert found.recorded.verdict == "advance"
     assert found.replayed == found.recorded
-
-
-def _fields(state: Any) -> dict[str, Any]:
-    return {name: getattr(state, name) for name in state.__slots__}
 
 
 async def test_a_stricter_margin_would_have_seen_it_sooner_or_at_all(make: Make) -> None:
