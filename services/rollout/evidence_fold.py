@@ -7,6 +7,7 @@ The order of the evidence is (closing time, unit), up to the store's watermark: 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final, Literal, TypeVar
 
 from services.common.assignment import arm_of, bucket_of
@@ -22,7 +23,8 @@ from services.evidence import (
 )
 from services.rollout.balance import HALVES, Balance, measured_alike
 from services.rollout.observed import EvidenceView, Ratio
-from services.rollout.unit_values import MAY_LACK, pair_values, spoke, unit_values
+from services.rollout.resources import key_of
+from services.rollout.unit_values import MAY_LACK, pair_values, spoke, tenant_of, unit_values
 from services.store import ClosedUnit, Judgement, MirroredPair
 
 SCHEMA: Final = 2
@@ -34,8 +36,15 @@ _START: Final[Cursor] = (0.0, "")
 class Evidence:
     """Evidence of one stage of one rollout."""
 
-    def __init__(self, stage: str, plans: Mapping[str, GuardrailPlan]) -> None:
+    def __init__(
+        self,
+        stage: str,
+        plans: Mapping[str, GuardrailPlan],
+        segments: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    ) -> None:
+        """`segments`: tenant -> names of the segments that it belongs to."""
         self.stage = stage
+        self.segments = segments
         self.guardrails = {metric: Guardrail(plan) for metric, plan in plans.items()}
         self.balance = Balance()
         self.measured = measured_alike(metric for metric in self.guardrails if metric in MAY_LACK)
@@ -66,11 +75,11 @@ class Evidence:
                 self._count(f"feedback_{arm}")
             key = f"{exposure.step}:{arm}"
             self.by_step[key] = self.by_step.get(key, 0) + 1
+            tenant = tenant_of(unit.observations)
             for metric, value in unit_values(unit, salt).items():
-                if metric in values:
-                    values[metric].append(
-                        UnitValue(exposure.unit, arm, exposure.first_at, exposure.closes_at, exposure.step, value)
-                    )
+                one = UnitValue(exposure.unit, arm, exposure.first_at, exposure.closes_at, exposure.step, value)
+                for key in self._keys(metric, tenant):
+                    values[key].append(one)
                 self._measure(metric, arm)
         if closed:
             self.units = (closed[-1].exposure.closes_at, closed[-1].exposure.unit)
@@ -83,13 +92,15 @@ class Evidence:
         values: dict[str, list[tuple[UnitValue, UnitValue]]] = {metric: [] for metric in self.guardrails}
         for pair in pairs:
             self._count("pairs")
+            tenant = tenant_of((pair.stable, pair.candidate))
             for metric, (stable, candidate) in pair_values(pair).items():
                 if stable is None or candidate is None:
                     if stable is not candidate:
                         self._measure(metric, "control" if candidate is None else "candidate")
-                elif metric in values:
-                    both = stable, candidate
-                    values[metric].append(_paired(pair.unit, pair.closes_at - settle, pair.closes_at, both))
+                    continue
+                both = _paired(pair.unit, pair.closes_at - settle, pair.closes_at, (stable, candidate))
+                for key in self._keys(metric, tenant):
+                    values[key].append(both)
         if pairs:
             self.pairs = (pairs[-1].closes_at, pairs[-1].pair)
             for metric, new in values.items():
@@ -155,11 +166,11 @@ class Evidence:
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Evidence:
+    def from_json(cls, data: Mapping[str, Any], segments: Mapping[str, Sequence[str]]) -> Evidence:
         """Raises StateFault for state that this version cannot continue."""
         if data.get("schema") != SCHEMA:
             raise StateFault(f"evidence of schema {data.get('schema')!r}, this program continues schema {SCHEMA}")
-        evidence = cls(data["stage"], {})
+        evidence = cls(data["stage"], {}, segments)
         evidence.guardrails = {metric: Guardrail.from_json(state) for metric, state in data["guardrails"].items()}
         evidence.balance = Balance.from_json(data["balance"])
         evidence.measured = {metric: SampleRatio.from_json(state) for metric, state in data["measured"].items()}
@@ -174,6 +185,11 @@ class Evidence:
 
     def _count(self, name: str, by: int = 1) -> None:
         self.counts[name] = self.counts.get(name, 0) + by
+
+    def _keys(self, metric: str, tenant: str | None) -> list[str]:
+        """Keys of the guardrails that a unit's value of a metric counts for."""
+        named = self.segments.get(tenant, ()) if tenant is not None else ()
+        return [key for segment in (None, *named) if (key := key_of(metric, segment)) in self.guardrails]
 
     def _measure(self, metric: str, arm: str) -> None:
         """One arm has a value. As likely control as candidate, or the comparison is one of what could be measured."""

@@ -5,7 +5,8 @@ Must not reach for anything outside (registry, platform, store): a resource is v
 Field names are camelCase outside and snake_case inside; unknown fields are errors.
 
 resources_engine    how versions are made servable
-resources_rollout   stages, guardrails, judge, freeze windows, notifications
+resources_rollout   stages, judge, freeze windows, notifications
+resources_metrics   metrics, guardrails, segments
 resources_gateway   quotas, content filters, system prompt
 resources_base      what the models share
 """
@@ -21,19 +22,12 @@ from services.rollout.durations import Days
 from services.rollout.resources_base import Resource, cel
 from services.rollout.resources_engine import Engine
 from services.rollout.resources_gateway import Gateway
-from services.rollout.resources_rollout import (
-    RELATIVE,
-    CanaryStep,
-    FreezeWindow,
-    GuardedStage,
-    Guardrail,
-    Metric,
-    Notification,
-    Rollout,
-)
+from services.rollout.resources_metrics import METRICS, RELATIVE, GuardedStage, Guardrail, Metric, key_of, split_key
+from services.rollout.resources_rollout import CanaryStep, FreezeWindow, Notification, Rollout
 
 __all__ = [
     "API_VERSION",
+    "METRICS",
     "RELATIVE",
     "CanaryStep",
     "Engine",
@@ -45,6 +39,8 @@ __all__ = [
     "Notification",
     "Rollout",
     "Spec",
+    "key_of",
+    "split_key",
 ]
 
 API_VERSION: Final = "understudy.dev/v1alpha1"

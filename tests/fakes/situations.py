@@ -8,6 +8,7 @@ from typing import Any
 
 from services.rollout import removal
 from services.rollout.observed import Evaluation, Evaluations, EvidenceView, Refusal
+from services.rollout.planning import Caution
 from services.rollout.platforms.base import RevisionState
 from services.rollout.resources import LLMService
 from services.store import Command
@@ -165,6 +166,10 @@ def unpinned(world: World) -> None:
     pinned("3")(world)
     pinned()(world)
     world.commands["c"] = Command("c", "assistant", None, "unpin", "ada", "", world.now)
+
+
+def warned(reason: str) -> Happens:
+    return lambda world: setattr(world, "caution", Caution(reason, "ask for less"))
 
 
 def falls_asleep(world: World) -> None:

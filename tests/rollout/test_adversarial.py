@@ -90,6 +90,58 @@ async def test_good_for_the_first_hour_and_then_leaking(make: Make) -> None:
     assert (rollout.verdict, rollout.reason) == ("abort", reasons.TTFT_HARMFUL), rollout.message
 
 
+@pytest.mark.parametrize("segmented", [False, True])
+async def test_better_on_average_and_worse_for_one_tenth(make: Make, segmented: bool) -> None:
+    """Nine of ten users are served faster; those of one tenant wait. Without the segment nobody would notice."""
+
+    def mixed(number: int, chance: Random) -> User:
+        return replace(newcomer(number, chance), tenant="acme" if number % 10 == 0 else "web")
+
+    def answer(question: Question) -> Answer:
+        usual = good(question)
+        return replace(usual, ttft=(usual.ttft or 0.05) * (3.0 if question.user.tenant == "acme" else 0.8))
+
+    median = [GUARDRAILS[0], {"metric": "ttft", "margin": 0.3, "mode": "nonInferior", "quantile": 0.5}]
+    segments = [{"name": "enterprise", "tenants": ["acme", "globex"]}] if segmented else []
+    world = make(rules(guardrails=median, segments=segments))
+    world.traffic.newcomer, world.traffic.answer = mixed, second(answer)
+    rollout = await play(world)
+    if segmented:
+        assert (rollout.verdict, rollout.reason, rollout.metric) == ("abort", reasons.TTFT_HARMFUL, "ttft@enterprise")
+        assert "segment enterprise" in rollout.message
+    else:
+        assert (rollout.verdict, rollout.reason) == ("advance", reasons.PROMOTED), rollout.message
+
+
+@pytest.mark.parametrize(
+    ("metric", "margin", "reason"),
+    [
+        ("escalations", 0.05, reasons.ESCALATIONS_HARMFUL),
+        ("retries", 0.05, reasons.RETRIES_HARMFUL),
+        ("rating", 0.5, reasons.RATING_HARMFUL),
+        ("interTokenGap", 0.5, reasons.INTER_TOKEN_GAP_HARMFUL),
+        ("duration", 0.5, reasons.DURATION_HARMFUL),
+    ],
+)
+async def test_each_metric_finds_its_harm(make: Make, metric: str, margin: float, reason: str) -> None:
+    marks = {"escalations": "escalation", "retries": "retry"}
+
+    def says(question: Question, answer: Answer) -> list[tuple[str, float]]:
+        worse, draw = question.version == "2", question.chance.random()
+        if metric == "rating" and draw < 0.3:
+            return [("rating", 2.0 if worse else 4.0)]
+        return [(marks[metric], 1.0)] if metric in marks and draw < (0.3 if worse else 0.05) else []
+
+    def answer(question: Question) -> Answer:
+        slow = {"interTokenGap": 0.03, "duration": 0.05}.get(metric, 0.01)
+        return replace(good(question), gap=slow)
+
+    world = make(rules(guardrails=[GUARDRAILS[0], {"metric": metric, "margin": margin}]))
+    world.traffic.says, world.traffic.answer = says, second(answer)
+    rollout = await play(world)
+    assert (rollout.verdict, rollout.reason, rollout.metric) == ("abort", reason, metric), rollout.message
+
+
 async def test_feedback_only_from_the_angry(make: Make) -> None:
     def says(question: Question, answer: Answer) -> list[tuple[str, float]]:
         angry = question.chance.random() < (0.05 if question.version != "3" else 0.3)

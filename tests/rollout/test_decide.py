@@ -347,3 +347,20 @@ def test_evaluations_that_agree_pass() -> None:
     assert world.evaluations["2"] == RIGHT
     world.reach("rehearsal")
     assert reasons.GATE_PASSED in world.reasons
+
+
+def test_who_waits_is_told_what_is_missing_and_when_it_would_be_there() -> None:
+    world = World()
+    world.users_per_day = 864_000.0  # ten a second, of whom 5 % are the candidate's
+    world.reach("canary", 0)
+    world.evidence = EvidenceView(counts={"step_control": 0, "step_candidate": 0})
+    world.look()
+    assert world.rollout is not None
+    told = world.rollout.conditions[0].message
+    assert "0 of 10 users an arm" in told
+    assert "in about" in told
+    world.look(after=101.0)
+    assert world.rollout.verdict == "hold"
+    assert "of 10 users an arm" in world.rollout.message
+    world.look()
+    assert world.rollout.conditions[0].message.startswith("held: promote, abort or resume; 0 of 10 users an arm")

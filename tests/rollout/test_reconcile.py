@@ -268,3 +268,14 @@ async def test_evidence_of_another_program_is_folded_anew_from_the_rows(stage: C
     assert after.counts.users_candidate >= before.counts.users_candidate
     closed = world.store.closed_units(before.id, (0.0, ""), world.clock.now)
     assert after.counts.users_candidate + after.counts.users_control == len(closed)
+
+
+async def test_a_resource_that_asks_for_more_than_its_traffic_gives_is_warned(
+    stage: Callable[..., Stage[Traffic]],
+) -> None:
+    world = stage(resource=service(guardrails=[{"metric": "errors", "margin": 0.001, "mode": "nonInferior"}]))
+    for _ in range(20):
+        await world.look(users=2, seconds=400.0)
+    condition = next(c for c in world.reconciler.conditions if c.type == "Plan")
+    assert condition.reason == reasons.MARGIN_OUT_OF_REACH
+    assert "errors" in condition.message

@@ -103,10 +103,42 @@ def pair(candidate: Observation | None, stable: Observation | None) -> MirroredP
 
 def test_a_pair_with_a_missing_half_is_a_failure_of_that_half() -> None:
     values = pair_values(pair(None, row(ttft=0.2, tokens_out=40, duration=2.0)))
-    assert values == {"errors": (0.0, 1.0), "ttft": (0.2, math.inf), "tokensPerSecond": (20.0, 0.0)}
+    assert values == {
+        "errors": (0.0, 1.0), "ttft": (0.2, math.inf), "interTokenGap": (0.0, math.inf), "duration": (2.0, math.inf),
+        "tokensPerSecond": (20.0, 0.0),
+    }  # fmt: skip
 
 
 def test_a_prompt_that_both_refuse_says_nothing_and_one_that_only_the_candidate_refuses_is_its_failure() -> None:
     refused = row(outcome="client_error", ttft=None, tokens_out=None)
     assert pair_values(pair(refused, refused)) == {}
     assert pair_values(pair(refused, row()))["errors"] == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "metric", "value"),
+    [
+        ((row(gap_mean=0.02),), "interTokenGap", 0.02),
+        ((row(gap_mean=None),), "interTokenGap", 0.0),  # all tokens came at once
+        ((row(**FAILED),), "interTokenGap", math.inf),
+        ((row(outcome="cancelled", ttft=None, tokens_out=None),), "interTokenGap", math.inf),
+        ((row(outcome="cancelled", gap_mean=0.03),), "interTokenGap", 0.03),
+        ((row(duration=3.0),), "duration", 3.0),
+        ((row(duration=3.0, streamed=False, ttft=None),), "duration", 3.0),
+        ((row(outcome="cancelled", duration=3.0),), "duration", math.inf),
+        ((row(**FAILED),), "duration", math.inf),
+        ((), "duration", math.inf),
+    ],
+)
+def test_times(rows: tuple[Observation, ...], metric: str, value: float) -> None:
+    assert unit_values(unit(*rows), SALT)[metric] == value
+
+
+def test_what_users_say_is_counted_by_kind() -> None:
+    said = tuple(
+        feedback("a", 2.0, kind=kind, value=value)
+        for kind, value in (("escalation", 1.0), ("rating", 5.0), ("rating", 2.0), ("copy", 1.0))
+    )
+    values = unit_values(unit(row(request_id="a"), said=said), SALT)
+    assert (values["escalations"], values["retries"], values["rating"], values["feedback"]) == (1.0, 0.0, 3.5, 1.0)
+    assert "rating" not in unit_values(unit(row()), SALT)

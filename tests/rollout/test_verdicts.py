@@ -54,6 +54,7 @@ from tests.fakes.situations import (
     unpinned,
     unreadable,
     unready,
+    warned,
     with_engine,
 )
 
@@ -149,6 +150,15 @@ CASES = [
     case(COMPARED, "more users with failed requests", "abort", reasons.ERRORS_HARMFUL, harm("errors")),
     case(COMPARED, "first token later", "abort", reasons.TTFT_HARMFUL, harm("ttft")),
     case(COMPARED, "fewer tokens per second", "abort", reasons.TOKENS_PER_SECOND_HARMFUL, harm("tokensPerSecond")),
+    case(COMPARED, "longer gaps between tokens", "abort", reasons.INTER_TOKEN_GAP_HARMFUL, harm("interTokenGap")),
+    case(COMPARED, "answers that take longer", "abort", reasons.DURATION_HARMFUL, harm("duration")),
+    case(
+        COMPARED, "any of these in a declared segment of the users; the message names it", "abort", reasons.ERRORS_HARMFUL,
+        harm("errors@enterprise"),
+    ),
+    case("canary", "more users who asked for a person", "abort", reasons.ESCALATIONS_HARMFUL, harm("escalations")),
+    case("canary", "more users who asked again", "abort", reasons.RETRIES_HARMFUL, harm("retries")),
+    case("canary", "lower ratings", "abort", reasons.RATING_HARMFUL, harm("rating")),
     case("canary", "more users with a bad mark", "abort", reasons.FEEDBACK_HARMFUL, harm("feedback")),
     case("rehearsal", "judged worse", "abort", reasons.JUDGE_HARMFUL, harm("judge")),
     case(
@@ -224,6 +234,18 @@ CASES = [
     ),
     case(
         "service", "the registry is away: its last known aliases stay in force", "none", reasons.REGISTRY_UNAVAILABLE, away("registry")
+    ),
+    case(
+        "service", "with its traffic a rollout could not show a margin of the resource", "none", reasons.MARGIN_OUT_OF_REACH,
+        warned(reasons.MARGIN_OUT_OF_REACH),
+    ),
+    case(
+        "service", "with its traffic a rollout would not come to `minPairs` or `minUnits` in time", "none", reasons.TRAFFIC_TOO_LOW,
+        warned(reasons.TRAFFIC_TOO_LOW),
+    ),
+    case(
+        "service", "one user makes most of the requests: clients name no users", "none", reasons.USERS_UNNAMED,
+        warned(reasons.USERS_UNNAMED),
     ),
     case("service", "a version is pinned, and serves keys with the scope `pin`", "none", reasons.VERSION_PINNED, pinned("3")),
     case("service", "a person took a pin away", "none", reasons.VERSION_UNPINNED, unpinned),
