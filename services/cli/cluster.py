@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from pydantic import ValidationError
@@ -77,6 +78,10 @@ class Cluster:
                 "rollouts: `kubectl understudy rollouts`"
             )
         return self._newest(self._only(named), now)
+
+    def draw(self, told: dict[str, Any], path: Path) -> None:
+        """A resource holds no course of the readings."""
+        raise UsageFault("a picture is drawn from the store's readings: name it with --store URL")
 
     def progress(self, service: str, rollout: str | None) -> dict[str, Any]:
         """As `explain`, of one resource."""

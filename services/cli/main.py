@@ -115,17 +115,26 @@ def explain(
     what: Annotated[
         str, typer.Argument(metavar="SERVICE|ROLLOUT", help="A service (its newest rollout) or a rollout's id.")
     ],
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw the evidence into this .png, .svg or .pdf too.", show_default=False),
+    ] = None,
     output: Output = "table",
 ) -> None:
-    """Why a rollout stands where it stands: sentences, numbers, audit trail.
+    """Why a rollout stands where it stands: sentences, numbers, how the error budget was spent, audit trail.
 
-    Examples: understudy explain assistant; understudy explain 0197a3c2-7f31-7c5e-9b1d-2f6f0d4c8a11
+    With --plot also as a picture: each metric's effect with its bounds against the margin, and its e-values against what they must reach,
+    over time. That needs matplotlib (`pip install matplotlib`) and the store.
+
+    Examples: understudy explain assistant --plot evidence.png; understudy explain 0197a3c2-7f31-7c5e-9b1d-2f6f0d4c8a11
     """
     from services.cli import tables
     from services.cli.sources import opened_source
 
     with opened_source(where) as source:
         document = source.explain(what)
+        if plot is not None:
+            source.draw(document, plot)
     show(output, document, tables.explain)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from services.cli import commands, connection, views
@@ -36,6 +37,10 @@ class Source(Protocol):
 
     def explain(self, what: str) -> dict[str, Any]:
         """A service's newest rollout, or the one of that id."""
+        ...
+
+    def draw(self, told: dict[str, Any], path: Path) -> None:
+        """Write the evidence of a rollout (a document of `explain`) as a picture."""
         ...
 
     def progress(self, service: str, rollout: str | None) -> dict[str, Any]:
@@ -74,6 +79,13 @@ class StoreSource:
 
     def explain(self, what: str) -> dict[str, Any]:
         return views.explain(self._store, what)
+
+    def draw(self, told: dict[str, Any], path: Path) -> None:
+        from services.cli import plot
+
+        row = self._store.rollout(told["id"])
+        if row is not None:
+            plot.draw(self._store, row, told, path)
 
     def progress(self, service: str, rollout: str | None) -> dict[str, Any]:
         # A day's rollout has tens of thousands of readings: they are read again only when the row says that there was a look.

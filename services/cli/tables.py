@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from services.cli import narrative
+from services.cli import narrative, views
 
 STYLES: Final = {"advance": "green", "abort": "red", "hold": "yellow", "error": "magenta", "continue": "cyan"}
 WORDS: Final = {
@@ -85,6 +85,10 @@ def explain(document: Mapping[str, Any]) -> None:
         for reading in document["metrics"]:
             sign = "red" if reading["harmful"] else "green" if reading["non_inferior"] else "default"
             screen.print(Text("• ", style=sign) + Text(f"{reading['compared']} {reading['judged']}"))
+    if document.get("budget"):
+        screen.print()
+        for sentence in views.budget_sentences(document["budget"]):
+            screen.print(Text(sentence, style="dim"))
     screen.print()
     screen.print(
         Text(

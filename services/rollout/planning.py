@@ -28,6 +28,7 @@ from services.rollout.power import (
     users_needed,
 )
 from services.rollout.resources import GuardedStage, LLMService
+from services.rollout.resources_metrics import split_key
 
 ASSUMED: Final[Mapping[str, Stable]] = {
     "errors": Stable(rate=0.01),
@@ -35,6 +36,7 @@ ASSUMED: Final[Mapping[str, Stable]] = {
     "boundedMean": Stable(spread=0.5),
     "mean": Stable(spread=0.3),
     "quantile": Stable(spread=0.5, missing=0.01),
+    "rating": Stable(spread=0.4, share=0.05),
 }
 """What stable is taken to be where nothing was measured: by metric, else by kind of metric."""
 FEW_REQUESTS: Final = 100
@@ -207,7 +209,13 @@ class _Planner:
         self._rules, self._traffic = service.spec.rollout, traffic
         assumed = {"failure_rate": ASSUMED["errors"].rate, "bad_feedback_rate": ASSUMED["rate"].rate, "units": 1000}
         self._plans: dict[GuardedStage, dict[str, GuardrailPlan]] = {
-            stage: plans(service, stage, traffic.baseline or assumed) for stage in ("rehearsal", "canary")
+            stage: {
+                key: plan
+                for key, plan in plans(service, stage, traffic.baseline or assumed).items()
+                if plan.mode != "goal"
+                and split_key(key)[1] is None  # nobody knows a segment's share, nor what a goal will gain
+            }
+            for stage in ("rehearsal", "canary")
         }
         self._starts: list[float] = []
         """When each step began, in seconds since the canary's start."""
@@ -327,7 +335,9 @@ class _Planner:
         """How many of so many users an arm a metric's test can use: bets in the canary need partners."""
         if metric is None or stage == "rehearsal" or seconds <= 0:
             return users
-        return users * pair_share(self._plans[stage][metric], users / seconds)
+        plan = self._plans[stage][metric]
+        users *= self._stable(plan).share
+        return users * pair_share(plan, users / seconds)
 
     def _too_much(
         self,

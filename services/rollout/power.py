@@ -21,9 +21,10 @@ from typing import Final, Literal
 import numpy as np
 
 from services.evidence import GuardrailPlan, Reading, UnitValue, asymptotic_halfwidth, design_bets, quantile_ranks
+from services.evidence.batch import Batch
+from services.evidence.bets import BOLDEST_ADAPTIVE
 from services.evidence.means import BURN_IN
 from services.evidence.pairing import PairWindow
-from services.evidence.rates import BOLDEST_ADAPTIVE
 
 LIKELY: Final = 0.8
 """The probability with which harm shall be seen and promotion earned: the power that fixed tests are planned for."""
@@ -40,12 +41,13 @@ class Stable:
 
     `rate`: share of users for a rate. `spread`: coefficient of variation of a mean, standard deviation of a quantile's metric's logarithm,
     standard deviation of the pairs' differences of a bounded mean as a share of its range. `missing`: share of users without a value,
-    which counts as infinite in a quantile.
+    which counts as infinite in a quantile. `share`: of the users who say anything, where only those count.
     """
 
     rate: float = 0.0
     spread: float = 0.0
     missing: float = 0.0
+    share: float = 1.0
 
 
 def chance_of_alarm(plan: GuardrailPlan, stable: Stable, users: float, effect: float) -> float:
@@ -132,12 +134,12 @@ def paired_users_lacking(plan: GuardrailPlan, reading: Reading) -> float:
 @lru_cache(maxsize=4096)
 def _paired(units: int, seconds: float, gap: float) -> float:
     """Share of users that find a partner where arrivals in both arms together are `gap` seconds apart on average."""
-    draw, window, paired, at = random.Random(1), PairWindow(units, seconds), 0, 0.0
+    draw, at, arrivals = random.Random(1), 0.0, []
     for number in range(_ARRIVALS):
         at += draw.expovariate(1.0) * gap
         arm: Literal["control", "candidate"] = "candidate" if draw.random() < 0.5 else "control"
-        paired += window.offer(UnitValue(str(number), arm, at, at, 0, 0.0)) is not None
-    return 2 * paired / _ARRIVALS
+        arrivals.append(UnitValue(str(number), arm, at, at, 0, 0.0))
+    return 2 * len(PairWindow(units, seconds).offer(Batch.of(arrivals))) / _ARRIVALS
 
 
 def pair_share(plan: GuardrailPlan, users_per_second: float) -> float:
