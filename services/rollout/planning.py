@@ -27,8 +27,7 @@ from services.rollout.power import (
     pair_share,
     users_needed,
 )
-from services.rollout.resources import GuardedStage, LLMService
-from services.rollout.resources_metrics import split_key
+from services.rollout.resources import GuardedStage, LLMService, split_key
 
 ASSUMED: Final[Mapping[str, Stable]] = {
     "errors": Stable(rate=0.01),

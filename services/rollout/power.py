@@ -134,12 +134,13 @@ def paired_users_lacking(plan: GuardrailPlan, reading: Reading) -> float:
 @lru_cache(maxsize=4096)
 def _paired(units: int, seconds: float, gap: float) -> float:
     """Share of users that find a partner where arrivals in both arms together are `gap` seconds apart on average."""
-    draw, at, arrivals = random.Random(1), 0.0, []
+    draw, arrivals, at = random.Random(1), [], 0.0
     for number in range(_ARRIVALS):
         at += draw.expovariate(1.0) * gap
         arm: Literal["control", "candidate"] = "candidate" if draw.random() < 0.5 else "control"
         arrivals.append(UnitValue(str(number), arm, at, at, 0, 0.0))
-    return 2 * len(PairWindow(units, seconds).offer(Batch.of(arrivals))) / _ARRIVALS
+    pairs = PairWindow(units, seconds).offer(Batch.of(arrivals))
+    return 2 * len(pairs) / _ARRIVALS
 
 
 def pair_share(plan: GuardrailPlan, users_per_second: float) -> float:

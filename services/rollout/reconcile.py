@@ -179,14 +179,14 @@ class Reconciler:
             evidence.fold_units(closed, rollout.id, salt, weights)
 
     def _fold_watch(self, evidence: Evidence, rollout: RolloutStatus, rules: LLMService, until: float) -> None:
-        """Shares of failed requests per time bucket against what stable had during the comparison, plus the margin."""
+        """Shares of users with a failed request per time bucket against what stable had during the comparison, plus the margin."""
         promoted = rollout.decided_at or rollout.started_at
         size = max(rules.spec.rollout.look, 1.0)
         if evidence.detector is None:
             before = self._store.traffic(rollout.service, rollout.started_at, promoted, size)
             mine = [bucket for bucket in before if bucket["revision"] == rollout.champion_revision]
-            requests = sum(bucket["requests"] for bucket in mine)
-            rate = sum(bucket["errors"] for bucket in mine) / requests if requests else 0.0
+            users = sum(bucket["units"] for bucket in mine)
+            rate = sum(bucket["units_failed"] for bucket in mine) / users if users else 0.0
             margin = next((g.margin for g in rules.spec.rollout.guardrails if g.metric == "errors"), 0.01)
             # At most alpha false alarms in the whole window: an average run of (buckets / alpha) values.
             buckets = max(2.0, rules.spec.rollout.rollback_window / size)
@@ -196,7 +196,7 @@ class Reconciler:
         if end > started:
             traffic = self._store.traffic(rollout.service, started, end, size)
             shares = [
-                b["errors"] / b["requests"] for b in traffic if b["revision"] == rollout.revision and b["requests"]
+                b["units_failed"] / b["units"] for b in traffic if b["revision"] == rollout.revision and b["units"]
             ]
             evidence.watch(shares, end)
 

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from services.rollout.durations import Duration, Lasting
 from services.rollout.resources_base import Label, Resource, SecretVariable, cel, keyed
-from services.rollout.resources_metrics import METRICS, GuardedStage, Guardrail, Segment
+from services.rollout.resources_metrics import METRICS, Goals, GuardedStage, Guardrail, Segment
 
 
 def _seconds(field: str) -> str:
@@ -293,6 +293,9 @@ class Rollout(Resource):
         max_length=len(METRICS),
         json_schema_extra=keyed("metric"),
         description="What must not become worse; each metric once.",
+    )
+    goals: Goals | None = Field(
+        default=None, description="What must have improved before promotion; none: not to be worse is enough."
     )
     segments: tuple[Segment, ...] = Field(
         default=(),

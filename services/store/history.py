@@ -145,7 +145,11 @@ class History:
             return connection.execute(query).first() is not None
 
     def traffic(self, service: str, since: float, until: float, bucket_seconds: float) -> list[Mapping[str, Any]]:
-        """Live requests of a service started in [since, until), by bucket and revision: {at, revision, requests, errors}."""
+        """Live requests of a service started in [since, until), by bucket and revision.
+
+        Returns:
+            {at, revision, requests, errors, units, units_failed}: `units` asked in the bucket, of whom `units_failed` had an error.
+        """
         number = func.floor(observations.c.started_at / bucket_seconds, type_=Float(53))
         query = (
             select(
@@ -153,6 +157,8 @@ class History:
                 observations.c.revision,
                 func.count().label("requests"),
                 func.sum(case((_FAILED, 1), else_=0)).label("errors"),
+                func.count(observations.c.unit.distinct()).label("units"),
+                func.count(case((_FAILED, observations.c.unit)).distinct()).label("units_failed"),
             )
             .where(
                 observations.c.service == service,
@@ -170,6 +176,8 @@ class History:
                     "revision": row.revision,
                     "requests": int(row.requests),
                     "errors": int(row.errors),
+                    "units": int(row.units),
+                    "units_failed": int(row.units_failed),
                 }
                 for row in connection.execute(query)
             ]
