@@ -84,6 +84,11 @@ def e_text(value: float | None) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def percent(share: float) -> str:
+    """A small probability: `5 %`, `0.83 %`."""
+    return f"{100 * share:.2g} %"
+
+
 def seconds_text(seconds: float) -> str:
     """A duration: `42 s`, `3 min 20 s`, `2 h 5 min`, `1 d 4 h`."""
     whole = max(0, round(seconds))

@@ -41,12 +41,13 @@ class Stable:
 
     `rate`: share of users for a rate. `spread`: coefficient of variation of a mean, standard deviation of a quantile's metric's logarithm,
     standard deviation of the pairs' differences of a bounded mean as a share of its range. `missing`: share of users without a value,
-    which counts as infinite in a quantile.
+    which counts as infinite in a quantile. `share`: of the users who say anything, where only those count.
     """
 
     rate: float = 0.0
     spread: float = 0.0
     missing: float = 0.0
+    share: float = 1.0
 
 
 def chance_of_alarm(plan: GuardrailPlan, stable: Stable, users: float, effect: float) -> float:

@@ -223,7 +223,7 @@ class Reconciler:
         self._store.commit_look(
             _row(rollout, self._spec(sight, rollout)),
             evidence=evidence.to_json() if evidence is not None and (readings or not same) else None,
-            readings=[{**reading, "stage": evidence.stage} for reading in readings] if evidence is not None else (),
+            readings=[{**reading, **_folded(evidence, sight)} for reading in readings] if evidence is not None else (),
             at=sight.now,
             audit=audit,
             route=route,
@@ -254,6 +254,11 @@ def _seen(sight: Sight, decision: Decision, evidence: Evidence | None, view: Evi
     published = next((action.route for action in decision.actions if isinstance(action, PublishRoute)), None)
     readings = [{**reading.to_json(), "stage": evidence.stage} for reading in view.readings] if evidence else []
     return Look(sight.now, published or sight.observed.route, readings)
+
+
+def _folded(evidence: Evidence, sight: Sight) -> dict[str, Any]:
+    """Of which stage a reading is and up to where it was folded, so that a replay can stop at the same place."""
+    return {"stage": evidence.stage, "until": sight.watermark, "judged": evidence.judged}
 
 
 def _row(rollout: RolloutStatus, spec: Mapping[str, Any]) -> RolloutRow:

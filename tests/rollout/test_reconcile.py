@@ -100,7 +100,10 @@ async def test_a_controller_that_dies_after_every_look_decides_the_same(template
         rollout = await world.play(_decided, restart=restart)
         last = {(reading["stage"], reading["metric"]): reading for reading in world.store.readings(rollout.id)}
         for reading in last.values():
-            del reading["at"]  # an unchanged reading is not stored again, but for once after a restart
+            del (
+                reading["at"],
+                reading["until"],
+            )  # an unchanged reading is not stored again, but for once after a restart
         ends.append((rollout.verdict, rollout.reason, rollout.decided_at, rollout.counts, last))
         world.store.close()
     assert ends[0] == ends[1]
