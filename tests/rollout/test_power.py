@@ -66,10 +66,12 @@ def pairs_until(made: GuardrailPlan, effect: float, harm: bool, seed: int, most:
     """Pairs (users an arm) until harm is shown, or "not worse"."""
     draw, guardrail = random.Random(seed), Guardrail(made)
     for start in range(0, most, look):
+        pairs = []
         for n in range(start, start + look):
-            at, values = float(n), (drawn(made.kind, draw, 0.0), drawn(made.kind, draw, effect))
-            control = UnitValue(str(n), "control", at, at, 0, max(0.0, values[0]))
-            guardrail.update_pairs([(control, UnitValue(str(n), "candidate", at, at, 0, max(0.0, values[1])))])
+            at, values = float(n), [max(0.0, drawn(made.kind, draw, worse)) for worse in (0.0, effect)]
+            control = UnitValue(str(n), "control", at, at, 0, values[0])
+            pairs.append((control, UnitValue(str(n), "candidate", at, at, 0, values[1])))
+        guardrail.update_pairs(pairs)
         reading = guardrail.reading()
         if reading.harmful if harm else reading.non_inferior:
             return start + look
