@@ -45,6 +45,7 @@ class Evidence:
         """`segments`: tenant -> names of the segments that it belongs to."""
         self.stage = stage
         self.segments = segments
+        self._known: dict[tuple[str, str | None], list[str]] = {}
         self.guardrails = {metric: Guardrail(plan) for metric, plan in plans.items()}
         self.balance = Balance()
         self.measured = measured_alike(MAY_LACK & {split_key(key)[0] for key in self.guardrails})
@@ -188,9 +189,12 @@ class Evidence:
 
     def _keys(self, metric: str, tenant: str | None) -> list[str]:
         """Keys of the guardrails that a unit's value of a metric counts for."""
+        known = self._known.get((metric, tenant))
+        if known is not None:
+            return known
         named = self.segments.get(tenant, ()) if tenant is not None else ()
         keys = (key_of(metric, goal=True), *(key_of(metric, segment) for segment in (None, *named)))
-        return [key for key in keys if key in self.guardrails]
+        return self._known.setdefault((metric, tenant), [key for key in keys if key in self.guardrails])
 
     def _measure(self, metric: str, arm: str) -> None:
         """One arm has a value. As likely control as candidate, or the comparison is one of what could be measured."""
