@@ -22,7 +22,8 @@ def _verdicts(plan: GuardrailPlan, ratio: float, units: int, runs: int) -> tuple
     for seed in range(runs):
         rng = np.random.default_rng(seed)
         values = np.exp(0.4 * rng.standard_normal(units))
-        guardrail, ever, arms = Guardrail(plan), False, ("control", "candidate")
+        guardrail, ever = Guardrail(plan), False
+        arms: tuple[Arm, Arm] = ("control", "candidate")
         made = [
             UnitValue(f"{i:05d}", arms[i % 2], i, i + 60, i * plan.steps // units, float(value * (1, ratio)[i % 2]))
             for i, value in enumerate(values)
