@@ -71,8 +71,8 @@ def draw(store: Store, row: RolloutRow, told: Mapping[str, Any], path: Path) -> 
             _frame(panel, places, told, hours, (hours(begin), hours(end)), named=number == 0)
             if number == len(curves) - 1:
                 panel.set_xlabel(f"{unit} since the first comparison")
-    lines = {line.get_label(): line for panel in figure.axes for line in panel.get_lines()}
-    named = [label for label in lines if not str(label).startswith("_")]
+    lines = {str(line.get_label()): line for panel in figure.axes for line in panel.get_lines()}
+    named = [label for label in lines if not label.startswith("_")]
     figure.legend(
         [lines[label] for label in named], named, loc="outside lower left", ncols=4, fontsize=8.5, frameon=False
     )
