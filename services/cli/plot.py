@@ -71,6 +71,11 @@ def draw(store: Store, row: RolloutRow, told: Mapping[str, Any], path: Path) -> 
             _frame(panel, places, told, hours, (hours(begin), hours(end)), named=number == 0)
             if number == len(curves) - 1:
                 panel.set_xlabel(f"{unit} since the first comparison")
+    lines = {str(line.get_label()): line for panel in figure.axes for line in panel.get_lines()}
+    named = [label for label in lines if not label.startswith("_")]
+    figure.legend(
+        [lines[label] for label in named], named, loc="outside lower left", ncols=4, fontsize=8.5, frameon=False
+    )
     try:
         figure.savefig(path, dpi=130)
     except OSError as error:
@@ -119,27 +124,30 @@ def _effects(
     margin = (1 if lower_is_better else -1) * detail["margin"] * by
     harm, good = ("lower", "upper") if lower_is_better else ("upper", "lower")
     panel.plot(
-        *_broken(curve, harm, _stage, x, by), color=RED, lw=1.2, drawstyle="steps-post", label="harm: surely beyond"
+        *_broken(curve, harm, _stage, x, by),
+        color=RED,
+        lw=1.2,
+        drawstyle="steps-post",
+        label="surely beyond (red must pass the margin for an abort)",
     )
     panel.plot(
         *_broken(curve, good, _step, x, by),
         color=GREEN,
         lw=1.2,
         drawstyle="steps-post",
-        label="not worse: surely within",
+        label="surely within (green must come inside it for a promotion)",
     )
-    panel.plot(*_broken(curve, "effect", _stage, x, by), color=BLUE, lw=1.8, label="effect")
+    panel.plot(*_broken(curve, "effect", _stage, x, by), color=BLUE, lw=1.8, label="effect seen")
     panel.axhline(0, color=GREY, lw=0.8)
-    panel.axhline(margin, color=RED, lw=1.2, ls="--", label="margin")
+    panel.axhline(margin, color=RED, lw=1.2, ls="--", label="margin: beyond it is harm")
     values = [reading["effect"] * by for reading in curve if reading["effect"] is not None]
-    reach = 2.5 * max([abs(margin), *(abs(v) for v in values[-max(1, len(values) // 2) :])])
+    reach = 1.7 * max([abs(margin), *(abs(v) for v in values[-max(1, len(values) // 2) :])])
     panel.set_ylim(-reach, reach)  # early bounds are far away and say little
     unit = "%" if relative else "points" if percent else ""
     worse = "↑ worse" if lower_is_better else "↓ worse"
     panel.set_ylabel(f"change{f', {unit}' if unit else ''}   {worse}")
     label = narrative.metric_of(metric).label
     panel.set_title(f"{label[:1].upper()}{label[1:]} ({metric})", loc="left", fontsize=10.5, pad=16)
-    panel.legend(loc="lower right", fontsize=7.5, ncols=4, frameon=True, framealpha=0.85, edgecolor="none")
 
 
 def _e_values(
@@ -147,15 +155,16 @@ def _e_values(
 ) -> None:
     panel.set_yscale("log")
     panel.plot(*_broken(curve, "e_harm", _stage, x), color=RED, lw=1.6, label="e-value of harm")
-    panel.plot(*_threshold(curve, "harm_threshold", x), color=RED, lw=1.1, ls="--", label="shows harm")
+    panel.plot(*_threshold(curve, "harm_threshold", x), color=RED, lw=1.1, ls="--", label="e-value that shows harm")
     if detail["mode"] == "nonInferior":
         panel.plot(*_broken(curve, "e_promote", _step, x), color=GREEN, lw=1.6, label='e-value of "not worse"')
-        panel.plot(*_threshold(curve, "promote_threshold", x), color=GREEN, lw=1.1, ls="--", label="shows it")
+        panel.plot(
+            *_threshold(curve, "promote_threshold", x), color=GREEN, lw=1.1, ls="--", label="e-value that shows it"
+        )
     values = [r[name] for r in curve for name in ("e_harm", "e_promote") if r[name]]
-    highest = max([r["harm_threshold"] for r in curve] + [min(v, 1e6) for v in values])
-    panel.set_ylim(max(1e-4, min([0.3, *values]) / 2), highest * 4)
+    highest = max(r["harm_threshold"] for r in curve)
+    panel.set_ylim(max(0.01, min([0.3, *values]) / 2), highest * (30 if max(values, default=0) > highest else 4))
     panel.set_ylabel("e-value")
-    panel.legend(loc="lower right", fontsize=7.5, ncols=2, frameon=True, framealpha=0.85, edgecolor="none")
 
 
 def _threshold(

@@ -43,7 +43,12 @@ def test_a_picture_says_what_it_shows(looks: RolloutRow, url: str, tmp_path: Pat
     path = tmp_path / "evidence.svg"
     assert run(["explain", "r3", "--store", url, "--plot", str(path)]) == 0
     drawn = path.read_text()
-    for words in ("Users who gave a bad mark (feedback)", "Time to first token (ttft)", "margin", "shows harm"):
+    for words in (
+        "Users who gave a bad mark (feedback)",
+        "Time to first token (ttft)",
+        "margin: beyond it is harm",
+        "e-value that shows harm",
+    ):
         assert f"<!-- {words} -->" in drawn, "matplotlib names each text that it draws"
 
 

@@ -190,7 +190,8 @@ async def test_a_longer_rehearsal_was_never_mirrored(make: Make) -> None:
 async def test_other_steps_get_the_users_of_the_recorded_ones(make: Make) -> None:
     world = make(Behaviour(displeased=0.7))
     await world.play(over)
-    found = await again(world, rules(canary={"steps": [{"weight": 1, "minUnits": 1, "minDuration": "1s"}, *STEPS]}))
+    steps = [{"weight": 1, "minUnits": 1, "minDuration": "1s"}, *STEPS]
+    found = await again(world, rules(canary={"steps": steps}, alpha=0.4))  # more steps share what shows harm
     assert found.replayed.verdict == "abort"
     assert found.limits == ("its users were given to the arms by the recorded steps, not by these",)
 
