@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from services.common.routing import Route
-from services.evidence import RateDetector
+from services.evidence import RateDetector, StateFault
 from services.rollout import removal
 from services.rollout.actions import Emit, PublishRoute
 from services.rollout.decide import Decision, decide
@@ -22,7 +22,7 @@ from services.rollout.evidence_fold import Evidence
 from services.rollout.execute import Executor
 from services.rollout.observe import Observer, Sight
 from services.rollout.observed import EvidenceView
-from services.rollout.plans import plans
+from services.rollout.plans import plans, segments_by_tenant
 from services.rollout.removal import Retirement
 from services.rollout.resources import GuardedStage, LLMService
 from services.rollout.status import Condition, RolloutStatus
@@ -66,11 +66,14 @@ class Reconciler:
         try:
             sight = await self._observer.look(self.service, self.conditions, self._executor.refused)
             rules = sight.observed.rules or self.service
-            evidence = await asyncio.to_thread(self._fold, sight, rules)
+            evidence = await self._folded(sight, rules)
             step = sight.observed.rollout.step if sight.observed.rollout else 0
             view = evidence.view(step) if evidence is not None else EvidenceView()
             decision = decide(self.service, sight.observed, view, sight.now)
-            await asyncio.to_thread(self._commit, sight, decision, evidence, view)
+            if (
+                decision.status.rollout is not None or decision.actions
+            ):  # else there is nothing to commit, and it is asked of many
+                await asyncio.to_thread(self._commit, sight, decision, evidence, view)
         except StoreError:
             self._evidence_of = None
             raise
@@ -118,12 +121,16 @@ class Reconciler:
         """Ends what runs beside the looks."""
         await self._executor.close()
 
-    def _fold(self, sight: Sight, rules: LLMService) -> Evidence | None:
-        """The evidence of the rollout's stage, up to the watermark. Runs in a thread: it reads the store and computes."""
+    async def _folded(self, sight: Sight, rules: LLMService) -> Evidence | None:
+        """The evidence of the rollout's stage; None where nothing is measured."""
         rollout = sight.observed.rollout
         if rollout is None or not rollout.active or rollout.stage == "gate":
             self._evidence_of = None
             return None
+        return await asyncio.to_thread(self._fold, rollout, sight, rules)
+
+    def _fold(self, rollout: RolloutStatus, sight: Sight, rules: LLMService) -> Evidence:
+        """The same up to the watermark. Runs in a thread: it reads the store and computes."""
         evidence = self._current(rollout, rules)
         if rollout.stage == "rehearsal":
             self._fold_rehearsal(evidence, rollout, rules, sight.watermark)
@@ -143,13 +150,18 @@ class Reconciler:
         if self._evidence is not None and self._evidence_of == key:
             return self._evidence
         stored = self._store.evidence(rollout.id)
+        evidence: Evidence | None = None
+        segments = segments_by_tenant(rules)
         if stored is not None and stored["stage"] == rollout.stage:
-            evidence = Evidence.from_json(stored)
-        elif rollout.stage == "watch":
+            try:
+                evidence = Evidence.from_json(stored, segments)
+            except StateFault as fault:  # another program's: the rows are all there, and folded anew they say the same
+                log.warning("%s: evidence is folded anew: %s", rollout.service, fault)
+        if evidence is None and rollout.stage == "watch":
             evidence = Evidence("watch", {})
-        else:
+        elif evidence is None:
             stage: GuardedStage = "rehearsal" if rollout.stage == "rehearsal" else "canary"
-            evidence = Evidence(stage, plans(rules, stage, rollout.baseline))
+            evidence = Evidence(stage, plans(rules, stage, rollout.baseline), segments)
         self._evidence, self._evidence_of, self._looked, self._readings = evidence, key, None, []
         return evidence
 
@@ -174,14 +186,14 @@ class Reconciler:
             evidence.fold_units(closed, rollout.id, salt, weights)
 
     def _fold_watch(self, evidence: Evidence, rollout: RolloutStatus, rules: LLMService, until: float) -> None:
-        """Shares of failed requests per time bucket against what stable had during the comparison, plus the margin."""
+        """Shares of users with a failed request per time bucket against what stable had during the comparison, plus the margin."""
         promoted = rollout.decided_at or rollout.started_at
         size = max(rules.spec.rollout.look, 1.0)
         if evidence.detector is None:
             before = self._store.traffic(rollout.service, rollout.started_at, promoted, size)
             mine = [bucket for bucket in before if bucket["revision"] == rollout.champion_revision]
-            requests = sum(bucket["requests"] for bucket in mine)
-            rate = sum(bucket["errors"] for bucket in mine) / requests if requests else 0.0
+            users = sum(bucket["units"] for bucket in mine)
+            rate = sum(bucket["units_failed"] for bucket in mine) / users if users else 0.0
             margin = next((g.margin for g in rules.spec.rollout.guardrails if g.metric == "errors"), 0.01)
             # At most alpha false alarms in the whole window: an average run of (buckets / alpha) values.
             buckets = max(2.0, rules.spec.rollout.rollback_window / size)
@@ -191,7 +203,7 @@ class Reconciler:
         if end > started:
             traffic = self._store.traffic(rollout.service, started, end, size)
             shares = [
-                b["errors"] / b["requests"] for b in traffic if b["revision"] == rollout.revision and b["requests"]
+                b["units_failed"] / b["units"] for b in traffic if b["revision"] == rollout.revision and b["units"]
             ]
             evidence.watch(shares, end)
 
@@ -218,7 +230,7 @@ class Reconciler:
         self._store.commit_look(
             _row(rollout, self._spec(sight, rollout)),
             evidence=evidence.to_json() if evidence is not None and (readings or not same) else None,
-            readings=[{**reading, "stage": evidence.stage} for reading in readings] if evidence is not None else (),
+            readings=[{**reading, **_folded(evidence, sight)} for reading in readings] if evidence is not None else (),
             at=sight.now,
             audit=audit,
             route=route,
@@ -249,6 +261,11 @@ def _seen(sight: Sight, decision: Decision, evidence: Evidence | None, view: Evi
     published = next((action.route for action in decision.actions if isinstance(action, PublishRoute)), None)
     readings = [{**reading.to_json(), "stage": evidence.stage} for reading in view.readings] if evidence else []
     return Look(sight.now, published or sight.observed.route, readings)
+
+
+def _folded(evidence: Evidence, sight: Sight) -> dict[str, Any]:
+    """Of which stage a reading is and up to where it was folded, so that a replay can stop at the same place."""
+    return {"stage": evidence.stage, "until": sight.watermark, "judged": evidence.judged}
 
 
 def _row(rollout: RolloutStatus, spec: Mapping[str, Any]) -> RolloutRow:
