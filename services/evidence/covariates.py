@@ -117,7 +117,8 @@ class MeanCovariate:
         n = np.maximum(n, 1)
         spread = float((squares - before**2 / n).sum())
         self._mean = float(before.sum() / n.sum())
-        self._beta = float((cross - x * before / n).sum()) / spread if spread > 0 else 0.0
+        known = spread > 1e-12 * float(squares.sum())  # otherwise all pasts are one
+        self._beta = float((cross - x * before / n).sum()) / spread if known else 0.0
 
     def to_json(self) -> dict[str, Any]:
         return {"sums": pack(self._sums.ravel()), "now": pack([self._mean, self._beta])}
