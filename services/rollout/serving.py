@@ -209,7 +209,14 @@ def _asleep(d: Deliberation, stable: Target) -> None:
 
 
 def _serving(d: Deliberation, stable: Target) -> None:
-    d.condition("Serving", True, reasons.SERVING, f"{stable.revision} serves")
+    """Said for the first time once gateways obey a route: who waits for the condition asks them in the next moment."""
+    before = any(c.type == "Serving" and c.status for c in d.observed.conditions)
+    told = d.observed.acknowledged or d.observed.gateways == 0
+    if before or told:
+        d.condition("Serving", True, reasons.SERVING, f"{stable.revision} serves")
+    else:
+        message = f"{stable.revision} is ready; not all of {d.observed.gateways} gateway(s) obey its route yet"
+        d.condition("Serving", False, reasons.AWAITING_GATEWAYS, message)
 
 
 def _remove_unneeded(d: Deliberation, needed: set[str]) -> None:

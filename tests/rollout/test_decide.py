@@ -394,3 +394,20 @@ def test_a_goal_that_is_not_shown_is_named() -> None:
     world.look(after=11.0)
     assert world.rollout.verdict == "advance"
     assert world.rollout.message.endswith("shown improved: rating")
+
+
+def test_a_service_is_ready_once_gateways_obey_its_first_route() -> None:
+    world = World()
+    world.acknowledges = False
+
+    def serving() -> tuple[bool, str]:
+        found = next(c for c in world.look().status.conditions if c.type == "Serving")
+        return found.status, found.reason
+
+    world.look(times=2)
+    assert world.route is not None
+    assert serving() == (False, reasons.AWAITING_GATEWAYS)
+    world.acknowledges = True
+    assert serving() == (True, reasons.SERVING)
+    world.acknowledges = False  # a later route makes nobody wait
+    assert serving() == (True, reasons.SERVING)

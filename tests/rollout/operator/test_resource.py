@@ -37,7 +37,7 @@ async def test_from_resource_to_promotion(make: Make) -> None:
     assert FINALIZER in world.server.resource("assistant")["metadata"]["finalizers"]
     assert world.owner["uid"] == world.server.resource("assistant")["metadata"]["uid"]
     assert (world.status["stage"], world.status["stable"]["version"]) == ("idle", "1")
-    assert world.condition("Ready")["status"] == "True"
+    await world.until(lambda: world.condition("Ready")["status"] == "True")
     assert world.status["address"] == "http://gateway"
     world.registry.aliases["challenger"] = "2"
     await world.until(lambda: world.reached("canary"))
