@@ -5,6 +5,7 @@ recording.py      records of the gateways      streams.py       proof that none 
 routing.py        routes, leases               judging.py       material for the judge, and scores
 closing.py        units and pairs that closed  rollouts.py      rollouts, evidence, audit, commands
 history.py        baseline, series             housekeeping.py  erasure, retention
+experiments.py    A/B experiments
 standing.py       where a service stands: all of it that a look begins with
 schema.py         tables                       migration.py, migrations/
 database.py       transactions, dialects       errors.py        what it raises
@@ -18,6 +19,7 @@ from services.store.rows import (
     AuditEntry,
     ClosedUnit,
     Command,
+    ExperimentRow,
     GatewayLease,
     JudgeMaterial,
     Judgement,
@@ -31,6 +33,7 @@ __all__ = [
     "AuditEntry",
     "ClosedUnit",
     "Command",
+    "ExperimentRow",
     "Exposure",
     "Feedback",
     "FeedbackKind",
