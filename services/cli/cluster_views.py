@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import Any
 
 from services.cli import narrative, views
 from services.rollout import reasons
-from services.rollout.resources import RELATIVE
-
-HIGHER_IS_BETTER: Final = frozenset({"tokensPerSecond", "judge"})
+from services.rollout.resources import METRICS, split_key
 
 Resource = Mapping[str, Any]
 
@@ -177,7 +175,8 @@ def _sentences(rollout: Mapping[str, Any], conditions: Sequence[Mapping[str, Any
 def reading(evidence: Mapping[str, Any], last: bool) -> dict[str, Any]:
     """A metric's line of the status as a reading, as far as it goes: the arms' own values are not in it. `last`: in the last step."""
     metric, margin, promoting = evidence["metric"], evidence["margin"], evidence["mode"] == "nonInferior"
-    higher = metric in HIGHER_IS_BETTER
+    measured = METRICS.get(split_key(metric)[0])
+    higher = measured is not None and measured.higher
     lower, upper = evidence.get("lower"), evidence.get("upper")
     # Worse is up or down: both ends of the interval counted in the bad direction.
     mildest, worst = (_negated(upper), _negated(lower)) if higher else (lower, upper)
@@ -188,7 +187,7 @@ def reading(evidence: Mapping[str, Any], last: bool) -> dict[str, Any]:
         "stage": evidence["stage"],
         "mode": evidence["mode"],
         "margin": margin,
-        "relative": metric in RELATIVE,
+        "relative": measured is not None and measured.relative,
         "direction": "higher" if higher else "lower",
         "n_candidate": evidence["units"],
         "effect": evidence.get("estimate"),

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-Unit = Literal["share", "milliseconds", "tokens/s", "score", "plain"]
+Unit = Literal["share", "milliseconds", "seconds", "tokens/s", "score", "plain"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +28,21 @@ METRICS: Final[Mapping[str, Metric]] = {
     "tokensPerSecond": Metric("tokens per second", "tokens/s"),
     "feedback": Metric("users who gave a bad mark", "share"),
     "judge": Metric("judged quality", "score"),
+    "escalations": Metric("users who asked for a person", "share"),
+    "retries": Metric("users who asked again", "share"),
+    "rating": Metric("mean rating", "score"),
+    "interTokenGap": Metric("gap between tokens", "milliseconds"),
+    "duration": Metric("time to the end of an answer", "seconds"),
 }
 
 MINUS: Final = "−"
 
 
 def metric_of(name: str) -> Metric:
-    """How the metric is shown; an unknown one under its own name."""
-    return METRICS.get(name) or Metric(name, "plain")
+    """How the metric is shown; an unknown one under its own name. After an @ stands the segment whose users are meant."""
+    plain, _, segment = name.partition("@")
+    found = METRICS.get(plain) or Metric(plain, "plain")
+    return Metric(f"{found.label} in segment {segment}", found.unit) if segment else found
 
 
 def value_text(metric: str, value: float | None) -> str:
@@ -47,6 +54,8 @@ def value_text(metric: str, value: float | None) -> str:
             return f"{100 * value:.1f} %"
         case "milliseconds":
             return f"{1000 * value:,.0f} ms" if value >= 0.1 else f"{1000 * value:.1f} ms"
+        case "seconds":
+            return f"{value:,.1f} s"
         case "tokens/s":
             return f"{value:,.1f} tokens/s"
         case _:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from services.common.routing import Route
-from services.evidence import RateDetector
+from services.evidence import RateDetector, StateFault
 from services.rollout import removal
 from services.rollout.actions import Emit, PublishRoute
 from services.rollout.decide import Decision, decide
@@ -22,7 +22,7 @@ from services.rollout.evidence_fold import Evidence
 from services.rollout.execute import Executor
 from services.rollout.observe import Observer, Sight
 from services.rollout.observed import EvidenceView
-from services.rollout.plans import plans
+from services.rollout.plans import plans, segments_by_tenant
 from services.rollout.removal import Retirement
 from services.rollout.resources import GuardedStage, LLMService
 from services.rollout.status import Condition, RolloutStatus
@@ -150,13 +150,18 @@ class Reconciler:
         if self._evidence is not None and self._evidence_of == key:
             return self._evidence
         stored = self._store.evidence(rollout.id)
+        evidence: Evidence | None = None
+        segments = segments_by_tenant(rules)
         if stored is not None and stored["stage"] == rollout.stage:
-            evidence = Evidence.from_json(stored)
-        elif rollout.stage == "watch":
+            try:
+                evidence = Evidence.from_json(stored, segments)
+            except StateFault as fault:  # another program's: the rows are all there, and folded anew they say the same
+                log.warning("%s: evidence is folded anew: %s", rollout.service, fault)
+        if evidence is None and rollout.stage == "watch":
             evidence = Evidence("watch", {})
-        else:
+        elif evidence is None:
             stage: GuardedStage = "rehearsal" if rollout.stage == "rehearsal" else "canary"
-            evidence = Evidence(stage, plans(rules, stage, rollout.baseline))
+            evidence = Evidence(stage, plans(rules, stage, rollout.baseline), segments)
         self._evidence, self._evidence_of, self._looked, self._readings = evidence, key, None, []
         return evidence
 

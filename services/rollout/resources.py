@@ -5,7 +5,8 @@ Must not reach for anything outside (registry, platform, store): a resource is v
 Field names are camelCase outside and snake_case inside; unknown fields are errors.
 
 resources_engine    how versions are made servable
-resources_rollout   stages, guardrails, judge, freeze windows, notifications
+resources_rollout   stages, judge, freeze windows, notifications
+resources_metrics   metrics, guardrails, segments
 resources_experiment  A/B experiments
 resources_gateway   quotas, content filters, system prompt
 resources_base      what the models share
@@ -23,19 +24,12 @@ from services.rollout.resources_base import PinnedVersion, Resource, cel, keyed
 from services.rollout.resources_engine import Engine
 from services.rollout.resources_experiment import Experiment, distinct
 from services.rollout.resources_gateway import Gateway
-from services.rollout.resources_rollout import (
-    RELATIVE,
-    CanaryStep,
-    FreezeWindow,
-    GuardedStage,
-    Guardrail,
-    Metric,
-    Notification,
-    Rollout,
-)
+from services.rollout.resources_metrics import METRICS, RELATIVE, GuardedStage, Guardrail, Metric, key_of, split_key
+from services.rollout.resources_rollout import CanaryStep, FreezeWindow, Notification, Rollout
 
 __all__ = [
     "API_VERSION",
+    "METRICS",
     "RELATIVE",
     "CanaryStep",
     "Engine",
@@ -47,6 +41,8 @@ __all__ = [
     "Notification",
     "Rollout",
     "Spec",
+    "key_of",
+    "split_key",
 ]
 
 API_VERSION: Final = "understudy.dev/v1alpha1"

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
 from services.common.assignment import BUCKETS
 from services.rollout.durations import Duration, Lasting
 from services.rollout.resources_base import PinnedVersion, Resource, cel, keyed
+from services.rollout.resources_metrics import (
+    METRICS,
+    QUANTILE_RULE,
+    QUANTILES,
+    WIDE,
+    among,
+    no_foreign_quantile,
+    with_quantile,
+)
 
 ExperimentName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?$", max_length=40)]
 HOLDOUT: Final = "holdout"
 """The group of an experiment that gets whatever stable is."""
 RESERVED: Final = ("stable", "candidate", HOLDOUT)
-GoalMetric = Literal["errors", "ttft", "tokensPerSecond", "feedback"]
-ABSOLUTE: Final = ("errors", "feedback")
-"""Metrics whose margins are shares of users; the others' are relative."""
+GoalMetric = Literal[
+    "errors", "ttft", "tokensPerSecond", "feedback", "escalations", "retries", "rating", "interTokenGap", "duration",
+]  # fmt: skip
 ENDURING: Final = frozenset({"paused", "max_duration"})
 """What of an experiment may change while it runs."""
 _SLACK: Final = 1e-6
@@ -42,32 +51,35 @@ class Goal(Resource):
 
     model_config = cel(
         (
-            "!has(self.margin) || self.margin < 1.0 || self.metric == 'ttft'",
-            "the margin of errors, feedback and tokensPerSecond must be below 1",
+            f"!has(self.margin) || self.margin < 1.0 || self.metric in {among(WIDE)}",
+            f"margin must be below 1 (rating: in points; {', '.join(sorted(QUANTILES))}: any share)",
             "margin",
         ),
-        ("!has(self.quantile) || self.metric == 'ttft'", "quantile belongs to the metric ttft", "quantile"),
+        QUANTILE_RULE,
     )
 
-    metric: GoalMetric = Field(
-        description="`errors`: users with a failed request. `ttft`: time to the first token. `tokensPerSecond`: speed of "
-        "generation. `feedback`: users who gave a bad mark."
-    )
+    metric: GoalMetric = Field(description="As in `rollout.guardrails`; judge is measured on mirrored answers alone.")
     margin: float | None = Field(
         default=None,
         gt=0,
-        lt=100,
-        description="Smallest difference that matters: absolute for errors and feedback, relative for the others. With it an "
-        "experiment can also show that there is no such difference.",
+        le=100,
+        description="Smallest difference that matters, as in `rollout.guardrails`. With it an experiment can also show that there is "
+        "no such difference, and says when it would be decided at the latest.",
     )
-    quantile: float | None = Field(default=None, gt=0, lt=1, description="For ttft: which quantile; default 0.95.")
+    quantile: float | None = Field(
+        default=None, gt=0, lt=1, description="For ttft, interTokenGap and duration: which quantile; default 0.95."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, data: Any) -> Any:
+        return with_quantile(data)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.margin is not None and self.margin >= 1 and self.metric != "ttft":
-            raise ValueError(f"the margin of {self.metric} must be below 1, not {self.margin}")
-        if self.quantile is not None and self.metric != "ttft":
-            raise ValueError(f"quantile belongs to the metric ttft, not to {self.metric}")
+        if self.margin is not None and self.margin >= METRICS[self.metric].widest:
+            raise ValueError(f"the margin of {self.metric} must be below {METRICS[self.metric].widest:g}")
+        no_foreign_quantile(self.metric, self.quantile)
         return self
 
 
@@ -110,7 +122,7 @@ class Experiment(Resource):
         "control too.",
     )
     metrics: tuple[Goal, ...] = Field(
-        min_length=1, max_length=4, json_schema_extra=keyed("metric"), description="What is compared; each metric once."
+        min_length=1, max_length=6, json_schema_extra=keyed("metric"), description="What is compared; each metric once."
     )
     alpha: float = Field(
         default=0.05,

@@ -35,6 +35,7 @@ from services.rollout.observed import (
     Refusal,
     VersionInfo,
 )
+from services.rollout.planning import Caution
 from services.rollout.platforms.base import RevisionState
 from services.rollout.resources import LLMService
 from services.rollout.status import RolloutStatus, ServiceStatus
@@ -110,6 +111,8 @@ class World:
         self.removed: list[str] = []
         self.scaled: list[tuple[str, tuple[int, int]]] = []
         self.quiet = False
+        self.caution: Caution | None = None
+        self.users_per_day: float | None = None
         self._status = ServiceStatus()
         self._seen: Aliases | None = None
         self.version("1")
@@ -144,6 +147,8 @@ class World:
             tags=self.versions[status.version].tags if tagged and status is not None else None,
             engines=None if self.platform_away else dict(self.engines),
             quiet=self.quiet,
+            caution=self.caution,
+            users_per_day=self.users_per_day,
             pinned={v: self.versions.get(v) for v in self.service.spec.model.pinned if not self.registry_away},
             refused=self.refused,
             evaluations=evaluations,
