@@ -21,9 +21,10 @@ from typing import Final, Literal
 import numpy as np
 
 from services.evidence import GuardrailPlan, Reading, UnitValue, asymptotic_halfwidth, design_bets, quantile_ranks
+from services.evidence.batch import Batch
+from services.evidence.bets import BOLDEST_ADAPTIVE
 from services.evidence.means import BURN_IN
 from services.evidence.pairing import PairWindow
-from services.evidence.rates import BOLDEST_ADAPTIVE
 
 LIKELY: Final = 0.8
 """The probability with which harm shall be seen and promotion earned: the power that fixed tests are planned for."""
@@ -132,12 +133,13 @@ def paired_users_lacking(plan: GuardrailPlan, reading: Reading) -> float:
 @lru_cache(maxsize=4096)
 def _paired(units: int, seconds: float, gap: float) -> float:
     """Share of users that find a partner where arrivals in both arms together are `gap` seconds apart on average."""
-    draw, window, paired, at = random.Random(1), PairWindow(units, seconds), 0, 0.0
+    draw, arrivals, at = random.Random(1), [], 0.0
     for number in range(_ARRIVALS):
         at += draw.expovariate(1.0) * gap
         arm: Literal["control", "candidate"] = "candidate" if draw.random() < 0.5 else "control"
-        paired += window.offer(UnitValue(str(number), arm, at, at, 0, 0.0)) is not None
-    return 2 * paired / _ARRIVALS
+        arrivals.append(UnitValue(str(number), arm, at, at, 0, 0.0))
+    pairs = PairWindow(units, seconds).offer(Batch.of(arrivals))
+    return 2 * len(pairs) / _ARRIVALS
 
 
 def pair_share(plan: GuardrailPlan, users_per_second: float) -> float:
