@@ -32,7 +32,7 @@ def status(document: Mapping[str, Any]) -> None:
     """One row a service."""
     places = any("namespace" in one for one in document["services"])
     columns = ("service", "stable", "candidate", "stage", "weight", "users", "verdict", "what it waits for, or why")
-    table = _table(*_placed(places, "namespace"), *columns)
+    table = new_table(*_placed(places, "namespace"), *columns)
     for one in document["services"]:
         rollout = one["rollout"]
         stable = one["stable"]["revision"] if one["stable"] else "none yet"
@@ -53,7 +53,7 @@ def rollouts(document: Mapping[str, Any]) -> None:
         console().print("no rollout yet; set the challenger alias on a version to start one")
         return
     places = any("namespace" in one for one in document["rollouts"])
-    table = _table(
+    table = new_table(
         *_placed(places, "namespace"),
         "started",
         "service",
@@ -68,7 +68,7 @@ def rollouts(document: Mapping[str, Any]) -> None:
     for one in document["rollouts"]:
         place, where = _placed(places, one.get("namespace")), one["decided_in"] or _stage(one)
         table.add_row(
-            *place, _moment(one["started_at"]), one["service"], one["revision"], _verdict(one["verdict"]), where,
+            *place, moment(one["started_at"]), one["service"], one["revision"], _verdict(one["verdict"]), where,
             narrative.seconds_text(one["seconds"]), _users(one["users"]), one["reason"], one["id"],
         )  # fmt: skip
     console().print(table)
@@ -88,7 +88,7 @@ def explain(document: Mapping[str, Any]) -> None:
     screen.print()
     screen.print(
         Text(
-            f"rollout {document['id']} of {document['service']}, started {_moment(document['started_at'])}", style="dim"
+            f"rollout {document['id']} of {document['service']}, started {moment(document['started_at'])}", style="dim"
         )
     )
     if document["audit"] is None:
@@ -97,15 +97,15 @@ def explain(document: Mapping[str, Any]) -> None:
             Text(f"who did what: kubectl events --for llmservice/{document['service']} -n {namespace}", style="dim")
         )
         return
-    table = _table("time", "who", "action", "reason", "message")
+    table = new_table("time", "who", "action", "reason", "message")
     for entry in document["audit"]:
-        table.add_row(_moment(entry["at"]), entry["actor"], entry["action"], entry["reason"], entry["message"])
+        table.add_row(moment(entry["at"]), entry["actor"], entry["action"], entry["reason"], entry["message"])
     screen.print(table)
 
 
 def doctor(document: Mapping[str, Any]) -> None:
     """One row a check; what is missing with the command that gets it."""
-    table = _table("check", "", "what was found, and what to do")
+    table = new_table("check", "", "what was found, and what to do")
     for finding in document["findings"]:
         word = (
             Text("ok", "green")
@@ -118,7 +118,7 @@ def doctor(document: Mapping[str, Any]) -> None:
     console().print(table)
 
 
-def _table(*columns: str) -> Table:
+def new_table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", collapse_padding=True, padding=(0, 2, 0, 0))
     for column in columns:
         table.add_column(column, overflow="fold")
@@ -165,5 +165,5 @@ def _trouble(service: Mapping[str, Any]) -> str:
     return f"{behind} of {service['gateways']} gateways have not yet taken the newest route; " if behind else ""
 
 
-def _moment(at: float) -> str:
+def moment(at: float) -> str:
     return datetime.fromtimestamp(at).astimezone().strftime("%Y-%m-%d %H:%M:%S")

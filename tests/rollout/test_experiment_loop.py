@@ -26,7 +26,7 @@ RULES: dict[str, Any] = {
     "variants": [{"name": "plain", "weight": 45, "version": "1"}, {"name": "warm", "weight": 45, "version": "2"}],
     "holdout": 5,
     "metrics": [{"metric": "errors", "margin": 0.1}, {"metric": "feedback", "margin": 0.3}],
-    "minUnits": 20,
+    "minUnits": 10,
     "horizon": "10s",
     "settle": "5s",
 }
