@@ -112,15 +112,16 @@ def _plot(document: Mapping[str, Any], result: Mapping[str, Any], course: Sequen
     drawn = [one for one in course if one["effect"] is not None]
     if not drawn:
         return '<p class="quiet">Too few users for a difference yet.</p>'
-    margin = result["margin"] or 0.0
+    margin: float = result["margin"] or 0.0
     known = [
         abs(one[end])
         for one in drawn[len(drawn) // 4 :]
         for end in ("lower", "upper", "effect")
         if one[end] is not None
     ]
-    reach = EDGE * max([*known, margin, 1e-6])
-    began, end = document["started_at"], max(one["at"] for one in drawn)
+    reach: float = EDGE * max([*known, margin, 1e-6])
+    began: float = document["started_at"]
+    end: float = max(one["at"] for one in drawn)
 
     def x(at: float) -> float:
         return LEFT + (WIDTH - LEFT - RIGHT) * (at - began) / max(end - began, 1e-9)
