@@ -174,8 +174,8 @@ def _sentences(rollout: Mapping[str, Any], conditions: Sequence[Mapping[str, Any
 
 def reading(evidence: Mapping[str, Any], last: bool) -> dict[str, Any]:
     """A metric's line of the status as a reading, as far as it goes: the arms' own values are not in it. `last`: in the last step."""
-    metric, margin, promoting = evidence["metric"], evidence["margin"], evidence["mode"] == "nonInferior"
-    measured = METRICS.get(split_key(metric)[0])
+    metric, margin, promoting = evidence["metric"], evidence["margin"], evidence["mode"] != "harmOnly"
+    goal, measured = evidence["mode"] == "goal", METRICS.get(split_key(metric)[0])
     higher = measured is not None and measured.higher
     lower, upper = evidence.get("lower"), evidence.get("upper")
     # Worse is up or down: both ends of the interval counted in the bad direction.
@@ -195,12 +195,15 @@ def reading(evidence: Mapping[str, Any], last: bool) -> dict[str, Any]:
         "upper": upper,
         "e_harm": e_harm,
         "harm_threshold": harm_threshold,
-        "harmful": e_harm >= harm_threshold if e_harm is not None else mildest is not None and mildest > margin,
+        "harmful": not goal
+        and (e_harm >= harm_threshold if e_harm is not None else mildest is not None and mildest > margin),
         "e_promote": e_promote,
         "promote_threshold": evidence["threshold"],
         "non_inferior": promoting
+        and not goal
         and last
         and (e_promote >= evidence["threshold"] if e_promote is not None else worst is not None and worst <= margin),
+        "improved": goal and last and e_promote is not None and e_promote >= evidence["threshold"],
         "trustworthy": e_harm is not None or (lower, upper) != (None, None),
     }
 

@@ -167,7 +167,7 @@ def _sentences(document: Mapping[str, Any], rules: Experiment, status: Experimen
 
 def listing(document: Mapping[str, Any]) -> None:
     """One row an experiment."""
-    table = tables.new_table("started", "experiment", "state", "took", "users", "shown")
+    table = tables.plain_table("started", "experiment", "state", "took", "users", "shown")
     for one in document["experiments"]:
         shown = [
             f"{r['variant']} {CLAIMS[r['claim']]} in {r['metric']}" for r in one["results"] if r["claim"] != "open"
@@ -184,7 +184,7 @@ def result(document: Mapping[str, Any]) -> None:
     screen.print(Text(document["headline"], style="bold"))
     for sentence in document["sentences"]:
         screen.print(Text(sentence))
-    table = tables.new_table("group", "version", "share", "users measured")
+    table = tables.plain_table("group", "version", "share", "users measured")
     for group in document["groups"]:
         table.add_row(group["name"], group["version"] or "stable", f"{group['percent']:g} %", f"{group['users']:,}")
     screen.print(table)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from services.cli import narrative
+from services.cli import narrative, views
 
 STYLES: Final = {"advance": "green", "abort": "red", "hold": "yellow", "error": "magenta", "continue": "cyan"}
 WORDS: Final = {
@@ -32,7 +32,7 @@ def status(document: Mapping[str, Any]) -> None:
     """One row a service."""
     places = any("namespace" in one for one in document["services"])
     columns = ("service", "stable", "candidate", "stage", "weight", "users", "verdict", "what it waits for, or why")
-    table = new_table(*_placed(places, "namespace"), *columns)
+    table = plain_table(*_placed(places, "namespace"), *columns)
     for one in document["services"]:
         rollout = one["rollout"]
         stable = one["stable"]["revision"] if one["stable"] else "none yet"
@@ -53,7 +53,7 @@ def rollouts(document: Mapping[str, Any]) -> None:
         console().print("no rollout yet; set the challenger alias on a version to start one")
         return
     places = any("namespace" in one for one in document["rollouts"])
-    table = new_table(
+    table = plain_table(
         *_placed(places, "namespace"),
         "started",
         "service",
@@ -85,6 +85,10 @@ def explain(document: Mapping[str, Any]) -> None:
         for reading in document["metrics"]:
             sign = "red" if reading["harmful"] else "green" if reading["non_inferior"] else "default"
             screen.print(Text("• ", style=sign) + Text(f"{reading['compared']} {reading['judged']}"))
+    if document.get("budget"):
+        screen.print()
+        for sentence in views.budget_sentences(document["budget"]):
+            screen.print(Text(sentence, style="dim"))
     screen.print()
     screen.print(
         Text(
@@ -97,7 +101,7 @@ def explain(document: Mapping[str, Any]) -> None:
             Text(f"who did what: kubectl events --for llmservice/{document['service']} -n {namespace}", style="dim")
         )
         return
-    table = new_table("time", "who", "action", "reason", "message")
+    table = plain_table("time", "who", "action", "reason", "message")
     for entry in document["audit"]:
         table.add_row(moment(entry["at"]), entry["actor"], entry["action"], entry["reason"], entry["message"])
     screen.print(table)
@@ -105,7 +109,7 @@ def explain(document: Mapping[str, Any]) -> None:
 
 def doctor(document: Mapping[str, Any]) -> None:
     """One row a check; what is missing with the command that gets it."""
-    table = new_table("check", "", "what was found, and what to do")
+    table = plain_table("check", "", "what was found, and what to do")
     for finding in document["findings"]:
         word = (
             Text("ok", "green")
@@ -118,7 +122,8 @@ def doctor(document: Mapping[str, Any]) -> None:
     console().print(table)
 
 
-def new_table(*columns: str) -> Table:
+def plain_table(*columns: str) -> Table:
+    """A table without lines."""
     table = Table(box=None, pad_edge=False, header_style="bold", collapse_padding=True, padding=(0, 2, 0, 0))
     for column in columns:
         table.add_column(column, overflow="fold")
@@ -166,4 +171,5 @@ def _trouble(service: Mapping[str, Any]) -> str:
 
 
 def moment(at: float) -> str:
+    """A time for people, in the machine's time zone."""
     return datetime.fromtimestamp(at).astimezone().strftime("%Y-%m-%d %H:%M:%S")

@@ -22,8 +22,9 @@ PRIOR_SQUARE = 0.25
 """E[D²] of the one pseudo-pair (D = 0 in the mean) that the adaptive bettor starts from."""
 BLOCK_SHARE = 16
 """A bet stands until the pairs have grown by this part: one pair at first, 6 % of them later."""
-_PER_UNIT = 20
-_CENTRES: Floats = np.arange(4 * _PER_UNIT + 1) / _PER_UNIT - 2
+PLACES = 20
+"""Places in which differences are counted, in a unit of difference."""
+_CENTRES: Floats = np.arange(4 * PLACES + 1) / PLACES - 2
 """Where differences in [−2, 2] are counted; 0 and ±1 are among them."""
 
 
@@ -111,7 +112,7 @@ class Bettor:
 
     def take(self, differences: Floats, path: Floats) -> None:
         """Settles pairs, with their `path`."""
-        place = (differences + 2) * _PER_UNIT
+        place = (differences + 2) * PLACES
         lower = np.minimum(place.astype(np.int64), len(_CENTRES) - 2)
         upper_share = place - lower
         if upper_share.any():

@@ -6,12 +6,14 @@ Hence D − βX has the mean of D for any β that was fixed
 before the pair, and a bet on it is as valid as one on D. A unit without a past counts as one with the mean past of the units before it.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from services.evidence.batch import Flags, added
+from services.evidence.bets import PLACES
 from services.evidence.pairing import Pairs
 from services.evidence.state import Floats, pack, unpack
 
@@ -39,8 +41,8 @@ class PairCovariate:
 
     @property
     def reach(self) -> float:
-        """|D − βX| is at most this."""
-        return 1 + abs(self._beta)
+        """|D − βX| is at most this, and so is the place where `Bettor` counts it."""
+        return 1 + math.ceil(PLACES * abs(self._beta) + 1e-9) / PLACES if self._beta else 1.0
 
     @property
     def sharper(self) -> float:
@@ -115,7 +117,8 @@ class MeanCovariate:
         n = np.maximum(n, 1)
         spread = float((squares - before**2 / n).sum())
         self._mean = float(before.sum() / n.sum())
-        self._beta = float((cross - x * before / n).sum()) / spread if spread > 0 else 0.0
+        known = spread > 1e-12 * float(squares.sum())  # otherwise all pasts are one
+        self._beta = float((cross - x * before / n).sum()) / spread if known else 0.0
 
     def to_json(self) -> dict[str, Any]:
         return {"sums": pack(self._sums.ravel()), "now": pack([self._mean, self._beta])}

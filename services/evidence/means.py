@@ -21,6 +21,8 @@ from services.evidence.summaries import Conclusion, GuardrailPlan
 
 BURN_IN = 30
 """Units an arm before the first bound."""
+SMALLEST = 1e-50
+"""A control's mean below this is nothing to be relative to."""
 TUNED_FOR_UNITS = 1000
 """Number of units, both arms together, at which the sequence is tightest."""
 
@@ -42,6 +44,15 @@ class Moments:
         step = value - self.mean
         self.mean += step / self.n
         self.deviations += step * (value - self.mean)
+
+    def merged(self, other: "Moments") -> "Moments":
+        """Those of both sets of values together (Chan, Golub & LeVeque 1979)."""
+        n = self.n + other.n
+        if not n:
+            return Moments()
+        apart = other.mean - self.mean
+        deviations = self.deviations + other.deviations + apart * apart * self.n * other.n / n
+        return Moments(n, self.mean + apart * other.n / n, deviations)
 
     @property
     def variance(self) -> float:
@@ -86,7 +97,7 @@ def relative_interval(
 
     With `sides=1` each end holds at alpha by itself, and only one of them may be used.
     """
-    if min(control.n, candidate.n) < BURN_IN or control.mean <= 0:
+    if min(control.n, candidate.n) < BURN_IN or control.mean < SMALLEST:
         return None
     effect, variance = relative_change(control, candidate, covariance)
     if variance == 0:
@@ -108,6 +119,8 @@ def log_asymptotic_e(
     rho2 = _rho2(alpha, tuned_for)
     scale = n * rho2 + 1
     exponent = (effect - margin) ** 2 * n * n * rho2 / (2 * variance * scale)
+    if exponent == 0:
+        return -math.inf
     return exponent + math.log(2) + math.log(-math.expm1(-exponent)) - math.log(scale) / 2
 
 
@@ -155,14 +168,14 @@ class _Restart:
     def change(self) -> Change | None:
         """None where there is no ground for a bound: see `relative_interval`."""
         control, candidate, difference = (sums.moments for sums in (self.control, self.candidate, self.difference))
-        if min(control.n, candidate.n) < BURN_IN or control.mean <= 0:
+        if min(control.n, candidate.n) < BURN_IN or control.mean < SMALLEST:
             return None
         covariance = 0.0
         if difference.n:
             covariance = (control.variance + candidate.variance - difference.variance) / 2 / difference.n
         effect, variance = relative_change(control, candidate, covariance)
         n = control.n + candidate.n
-        return (effect, variance * n, n) if variance > 0 else None
+        return (effect, variance * n, n) if 0 < variance < math.inf else None
 
     def to_json(self) -> list[str]:
         return [sums.to_json() for sums in (self.control, self.candidate, self.difference)]
@@ -267,7 +280,7 @@ class MeanEvidence:
         elif plan.guards and (changes := self._changes()):
             log_harm = self._log_harm(changes, plan.tolerance)
             worse = min(self._harm_bound(changes), plan.tolerance)  # the next check decides
-        known = control.n > 0 and candidate.n > 0 and adjusted[0].mean > 0
+        known = control.n > 0 and candidate.n > 0 and adjusted[0].mean >= SMALLEST
         return Conclusion(
             control=control.mean if control.n else None,
             candidate=candidate.mean if candidate.n else None,

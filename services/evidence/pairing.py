@@ -58,18 +58,21 @@ class PairWindow:
         arms, exposed = everyone.candidate.tolist(), everyone.exposed_at.tolist()
         arrived = self._arrived + list(range(self._arrivals + 1, self._arrivals + len(batch) + 1))
         waiting, first, second = deque(range(len(self._arrived))), [], []
-        for i in range(len(self._arrived), len(arms)):
+        units, seconds, leave, wait = self._units, self._seconds, waiting.popleft, waiting.append
+        for i in range(len(self._arrived), len(arms)):  # once a unit: kept light
             while waiting:
                 j = waiting[0]
-                if arrived[i] - arrived[j] <= self._units and abs(exposed[i] - exposed[j]) <= self._seconds:
+                if arrived[i] - arrived[j] <= units and -seconds <= exposed[i] - exposed[j] <= seconds:
+                    if arms[j] != arms[i]:
+                        first.append(leave())
+                        second.append(i)
+                    else:
+                        wait(i)
                     break
-                waiting.popleft()
+                leave()
                 self.expired += 1
-            if waiting and arms[waiting[0]] != arms[i]:
-                first.append(waiting.popleft())
-                second.append(i)
             else:
-                waiting.append(i)
+                wait(i)
         self._arrivals += len(batch)
         self._waiting, self._arrived = _rows(everyone, list(waiting)), [arrived[i] for i in waiting]
         earlier, later = np.array(first, np.int64), np.array(second, np.int64)

@@ -5,7 +5,6 @@ Built by the rollout controller (`UnitValue`, `GuardrailPlan`) and shown by the 
 """
 
 import math
-import sys
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -17,6 +16,8 @@ Kind = Literal["rate", "boundedMean", "mean", "quantile"]
 Mode = Literal["nonInferior", "harmOnly", "goal"]
 """`nonInferior`: harm is watched, and non-inferiority must be shown. `harmOnly`: harm alone. `goal`: an improvement is to be shown."""
 Arm = Literal["control", "candidate"]
+LARGEST_MEAN = 1e50
+"""Largest value of an unbounded mean's metric: its square and ratios stay numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,7 @@ class GuardrailPlan:
         """The least and the largest value that a unit can have."""
         if self.kind == "boundedMean":
             return self.bounds
-        return 0.0, {"rate": 1.0, "mean": sys.float_info.max, "quantile": math.inf}[self.kind]
+        return 0.0, {"rate": 1.0, "mean": LARGEST_MEAN, "quantile": math.inf}[self.kind]
 
     def check(self, value: UnitValue) -> None:
         """Raises ValueFault or ClockFault when the value cannot be one of this metric."""

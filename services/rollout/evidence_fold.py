@@ -23,7 +23,7 @@ from services.evidence import (
 )
 from services.rollout.balance import HALVES, Balance, measured_alike
 from services.rollout.observed import EvidenceView, Ratio
-from services.rollout.resources import key_of
+from services.rollout.resources import key_of, split_key
 from services.rollout.unit_values import MAY_LACK, pair_values, spoke, tenant_of, unit_values
 from services.store import ClosedUnit, Judgement, MirroredPair
 
@@ -45,9 +45,10 @@ class Evidence:
         """`segments`: tenant -> names of the segments that it belongs to."""
         self.stage = stage
         self.segments = segments
+        self._known: dict[tuple[str, str | None], list[str]] = {}
         self.guardrails = {metric: Guardrail(plan) for metric, plan in plans.items()}
         self.balance = Balance()
-        self.measured = measured_alike(metric for metric in self.guardrails if metric in MAY_LACK)
+        self.measured = measured_alike(MAY_LACK & {split_key(key)[0] for key in self.guardrails})
         self.units: Cursor = _START
         self.pairs: Cursor = _START
         self.judged = 0
@@ -120,7 +121,7 @@ class Evidence:
             self._try(guardrail.update_pairs, new)
 
     def watch(self, buckets: Iterable[float], until: float) -> None:
-        """Adds shares of failed requests, one per time bucket that had any, after promotion."""
+        """Adds shares of users with a failed request, one per time bucket that had any, after promotion."""
         if self.detector is not None:
             self.detector.update(buckets)
         self.watched_until = until
@@ -188,8 +189,12 @@ class Evidence:
 
     def _keys(self, metric: str, tenant: str | None) -> list[str]:
         """Keys of the guardrails that a unit's value of a metric counts for."""
+        known = self._known.get((metric, tenant))
+        if known is not None:
+            return known
         named = self.segments.get(tenant, ()) if tenant is not None else ()
-        return [key for segment in (None, *named) if (key := key_of(metric, segment)) in self.guardrails]
+        keys = (key_of(metric, goal=True), *(key_of(metric, segment) for segment in (None, *named)))
+        return self._known.setdefault((metric, tenant), [key for key in keys if key in self.guardrails])
 
     def _measure(self, metric: str, arm: str) -> None:
         """One arm has a value. As likely control as candidate, or the comparison is one of what could be measured."""

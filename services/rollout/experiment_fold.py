@@ -15,7 +15,7 @@ from services.common.assignment import bucket_of, group_of
 from services.evidence import AssignmentFault, EvidenceError, Guardrail, GuardrailPlan, SampleRatio, UnitValue
 from services.rollout.balance import ALPHA, GROSS
 from services.rollout.experiment_results import Result, conclude
-from services.rollout.resources_experiment import Experiment, Goal
+from services.rollout.resources_experiment import Comparison, Experiment
 from services.rollout.resources_metrics import METRICS
 from services.rollout.unit_values import MAY_LACK, unit_values
 from services.store import ClosedUnit
@@ -162,7 +162,7 @@ class ExperimentEvidence:
         )
 
 
-def _plan(goal: Goal, direction: Direction, level: float) -> GuardrailPlan:
+def _plan(goal: Comparison, direction: Direction, level: float) -> GuardrailPlan:
     measured = METRICS[goal.metric]
     return GuardrailPlan(
         metric=goal.metric,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, Final, Literal
 
 from services.evidence import Reading
-from services.rollout.resources_experiment import Goal
+from services.rollout.resources_experiment import Comparison
 from services.rollout.resources_metrics import METRICS
 from services.rollout.status import Document
 
@@ -47,7 +47,7 @@ class Result(Document):
         return self.model_dump(mode="json", by_alias=True)
 
 
-def conclude(group: str, goal: Goal, *, rise: Reading, fall: Reading, enough: bool) -> Result:
+def conclude(group: str, goal: Comparison, *, rise: Reading, fall: Reading, enough: bool) -> Result:
     """`rise`, `fall`: readings of the tests that the group's value has risen above the control's, or fallen below it. Their other sides
     bound the effect. `enough`: every group has as many users as the resource wants before anything is said.
     """

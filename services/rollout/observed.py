@@ -14,6 +14,7 @@ from services.evidence import Reading
 from services.rollout.planning import Caution
 from services.rollout.platforms.base import RevisionState
 from services.rollout.resources import LLMService
+from services.rollout.scaling import FirstTokens
 from services.rollout.status import Condition, RolloutStatus
 from services.store import Command, ExperimentRow
 
@@ -103,6 +104,8 @@ class Observed:
     """The service's engines by name; None: the platform is away."""
     quiet: bool = False
     """Nobody has asked for the service for `autoscaling.downscaleDelay`; only looked up where the engine may then end."""
+    first_tokens: FirstTokens | None = None
+    """Of stable's engine, where the resource has `autoscaling.targetTtft`."""
     users_per_day: float | None = None
     """Different users of the service within a day; None: not measured yet."""
     caution: Caution | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from services.evidence import GuardrailPlan
@@ -27,7 +27,7 @@ from services.rollout.power import (
     pair_share,
     users_needed,
 )
-from services.rollout.resources import GuardedStage, LLMService
+from services.rollout.resources import GuardedStage, LLMService, split_key
 
 ASSUMED: Final[Mapping[str, Stable]] = {
     "errors": Stable(rate=0.01),
@@ -35,8 +35,11 @@ ASSUMED: Final[Mapping[str, Stable]] = {
     "boundedMean": Stable(spread=0.5),
     "mean": Stable(spread=0.3),
     "quantile": Stable(spread=0.5, missing=0.01),
+    "rating": Stable(spread=0.4, share=0.05),
 }
 """What stable is taken to be where nothing was measured: by metric, else by kind of metric."""
+FEW_REQUESTS: Final = 100
+"""Fewer say nothing of who sends them."""
 BUSY: Final = 0.5
 """One unit with more than this share of the requests: clients name no users."""
 
@@ -69,7 +72,33 @@ def traffic_of(usage: Mapping[str, Any], baseline: Mapping[str, Any]) -> Traffic
         stable["ttft"] = Stable(spread=usage["ttft_spread"], missing=usage["ttft_missing"])
     if usage["tokens_per_second_spread"] is not None:
         stable["tokensPerSecond"] = Stable(spread=usage["tokens_per_second_spread"])
-    return Traffic(usage["users_per_day"], usage["growth"], stable, baseline, usage["busiest_share"])
+    busiest = usage["busiest_share"] if usage["requests"] >= FEW_REQUESTS else 0.0
+    return Traffic(usage["users_per_day"], usage["growth"], stable, baseline, busiest)
+
+
+def given_traffic(users_per_day: float, users_per_week: float | None, measured: Traffic | None) -> Traffic:
+    """So many different users a day, and a week (default: every day's are new); the rest as measured, where it was."""
+    growth = 1.0
+    if users_per_week is not None:
+        growth = min(1.0, max(0.0, math.log(users_per_week / users_per_day) / math.log(7)))
+    if measured is None:
+        return Traffic(users_per_day, growth)
+    return replace(measured, users_per_day=users_per_day, growth=growth if users_per_week else measured.growth)
+
+
+def stable_of(kind: str, value: float) -> Stable:
+    """What one number says of stable: a share of users for a rate, for other kinds of metric how far users' values lie apart.
+
+    Raises:
+        ValueError: there is no such value.
+    """
+    if kind == "rate":
+        if not 0 <= value < 1:
+            raise ValueError(f"a share of users lies between 0 and 1, not {value:g}")
+        return Stable(rate=value)
+    if not 0 < value < 100:
+        raise ValueError(f"a spread is a positive number, not {value:g}")
+    return replace(ASSUMED[kind], spread=value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +208,13 @@ class _Planner:
         self._rules, self._traffic = service.spec.rollout, traffic
         assumed = {"failure_rate": ASSUMED["errors"].rate, "bad_feedback_rate": ASSUMED["rate"].rate, "units": 1000}
         self._plans: dict[GuardedStage, dict[str, GuardrailPlan]] = {
-            stage: plans(service, stage, traffic.baseline or assumed) for stage in ("rehearsal", "canary")
+            stage: {
+                key: plan
+                for key, plan in plans(service, stage, traffic.baseline or assumed).items()
+                if plan.mode != "goal"
+                and split_key(key)[1] is None  # nobody knows a segment's share, nor what a goal will gain
+            }
+            for stage in ("rehearsal", "canary")
         }
         self._starts: list[float] = []
         """When each step began, in seconds since the canary's start."""
@@ -299,7 +334,9 @@ class _Planner:
         """How many of so many users an arm a metric's test can use: bets in the canary need partners."""
         if metric is None or stage == "rehearsal" or seconds <= 0:
             return users
-        return users * pair_share(self._plans[stage][metric], users / seconds)
+        plan = self._plans[stage][metric]
+        users *= self._stable(plan).share
+        return users * pair_share(plan, users / seconds)
 
     def _too_much(
         self,

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from services.evidence import GuardrailPlan, harm_level, stage_levels
-from services.rollout.resources import METRICS, GuardedStage, Guardrail, LLMService, key_of
+from services.evidence.summaries import Mode
+from services.rollout.resources import METRICS, Goal, GuardedStage, Guardrail, LLMService, key_of
 
 _HISTORY: Final = {"errors": ("failure_rate", "units"), "feedback": ("bad_feedback_rate", "units")}
 MINIMUM_HISTORY: Final = 100
@@ -39,27 +40,47 @@ def plans(service: LLMService, stage: GuardedStage, baseline: Mapping[str, Any])
     made = [_plan(g, None, steps, level, rollout.alpha, baseline) for g in guardrails]
     for segment in rollout.segments:
         made += [_plan(g, segment.name, steps, level, rollout.alpha, {}) for g in guardrails if g.metric != "judge"]
+    if stage == "canary" and rollout.goals is not None:
+        made += [_goal(goal, steps, level, rollout.alpha, baseline) for goal in rollout.goals.metrics]
     return {plan.metric: plan for plan in made}
 
 
 def _plan(
     guardrail: Guardrail, segment: str | None, steps: int, level: float, alpha: float, baseline: Mapping[str, Any]
 ) -> GuardrailPlan:
-    measured = METRICS[guardrail.metric]
+    key, mode = key_of(guardrail.metric, segment), guardrail.mode if segment is None else "harmOnly"
+    return _made(guardrail, key, guardrail.margin, mode, steps, level, alpha, baseline)
+
+
+def _goal(goal: Goal, steps: int, level: float, alpha: float, baseline: Mapping[str, Any]) -> GuardrailPlan:
+    return _made(goal, key_of(goal.metric, goal=True), goal.improvement, "goal", steps, level, alpha, baseline)
+
+
+def _made(
+    asked: Guardrail | Goal,
+    key: str,
+    margin: float,
+    mode: Mode,
+    steps: int,
+    level: float,
+    alpha: float,
+    baseline: Mapping[str, Any],
+) -> GuardrailPlan:
+    measured = METRICS[asked.metric]
     return GuardrailPlan(
-        metric=key_of(guardrail.metric, segment),
+        metric=key,
         kind=measured.kind,
         direction="higher" if measured.higher else "lower",
-        margin=guardrail.margin,
+        margin=margin,
         relative=measured.relative,
-        mode=guardrail.mode if segment is None else "harmOnly",
+        mode=mode,
         steps=steps,
         alpha_harm=level,
         alpha_promote=alpha,
-        quantile=guardrail.quantile,
-        design_prior=_prior(guardrail.metric, baseline),
+        quantile=asked.quantile,
+        design_prior=_prior(asked.metric, baseline),
         bounds=measured.bounds,
-        pair_window_seconds=RATING_WINDOW_SECONDS if guardrail.metric == "rating" else PAIR_WINDOW_SECONDS,
+        pair_window_seconds=RATING_WINDOW_SECONDS if asked.metric == "rating" else PAIR_WINDOW_SECONDS,
     )
 
 

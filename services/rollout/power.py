@@ -1,11 +1,11 @@
 """How much evidence a guardrail's test needs: chances of seeing harm and of showing "no worse" after so many users, in closed form.
 
 Called by `planning`. Pure arithmetic on a guardrail's plan and on what is known of stable; looks at no rollout. Approximations, good to
-about a quarter of the users (`tests/rollout/test_power.py` compares them with simulated rollouts through `Guardrail` itself):
+about a third of the users (`tests/rollout/test_power.py` compares them with simulated rollouts through `Guardrail` itself):
 
 - bets on pairs: the logarithm of the wealth is a random walk, so the time of its crossing is inverse Gaussian (Wald's approximation; an
   adaptive bet pays `REGRET` for what it has to learn);
-- quantiles and means: the bounds' ranks and widths are exact, the estimates' own noise is normal.
+- quantiles and means: what the tests need is exact for values spread as assumed, the estimates' own noise is normal.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ from typing import Final, Literal
 
 import numpy as np
 
-from services.evidence import GuardrailPlan, Reading, UnitValue, asymptotic_halfwidth, design_bets, quantile_ranks
+from services.evidence import GuardrailPlan, Reading, UnitValue, asymptotic_halfwidth, design_bets
 from services.evidence.batch import Batch
 from services.evidence.bets import BOLDEST_ADAPTIVE
 from services.evidence.means import BURN_IN
+from services.evidence.mixtures import log_coin_martingales
 from services.evidence.pairing import PairWindow
+from services.evidence.quantiles import TUNED_VARIANCE
 
 LIKELY: Final = 0.8
 """The probability with which harm shall be seen and promotion earned: the power that fixed tests are planned for."""
@@ -41,12 +43,13 @@ class Stable:
 
     `rate`: share of users for a rate. `spread`: coefficient of variation of a mean, standard deviation of a quantile's metric's logarithm,
     standard deviation of the pairs' differences of a bounded mean as a share of its range. `missing`: share of users without a value,
-    which counts as infinite in a quantile.
+    which counts as infinite in a quantile. `share`: of the users who say anything, where only those count.
     """
 
     rate: float = 0.0
     spread: float = 0.0
     missing: float = 0.0
+    share: float = 1.0
 
 
 def chance_of_alarm(plan: GuardrailPlan, stable: Stable, users: float, effect: float) -> float:
@@ -62,7 +65,7 @@ def chance_of_alarm(plan: GuardrailPlan, stable: Stable, users: float, effect: f
     level = plan.alpha_harm / plan.steps
     if plan.kind == "mean":
         return _normal(effect - plan.margin - _halfwidth(stable, users, level), _mean_noise(stable, users))
-    return _quantile_chance(plan, stable, users, level, harm=True, gap=math.log1p(effect) - math.log1p(plan.margin))
+    return _quantile_chance(plan, stable, users, level, math.log1p(effect) - math.log1p(plan.margin))
 
 
 def chance_of_showing(plan: GuardrailPlan, stable: Stable, users: float) -> float:
@@ -81,7 +84,7 @@ def chance_of_showing(plan: GuardrailPlan, stable: Stable, users: float) -> floa
     if plan.kind == "mean":
         return _normal(plan.margin - _halfwidth(stable, users, plan.alpha_promote), _mean_noise(stable, users))
     margin = math.log1p(plan.margin) if plan.direction == "lower" else -math.log1p(-plan.margin)
-    return _quantile_chance(plan, stable, users, plan.alpha_promote, harm=False, gap=margin)
+    return _quantile_chance(plan, stable, users, plan.alpha_promote, margin)
 
 
 def users_needed(plan: GuardrailPlan, stable: Stable, probability: float = LIKELY) -> float:
@@ -235,26 +238,44 @@ def _mean_noise(stable: Stable, users: float) -> float:
     return stable.spread * math.sqrt(2 / users)
 
 
-def _quantile_chance(
-    plan: GuardrailPlan, stable: Stable, users: float, alpha: float, *, harm: bool, gap: float
-) -> float:
-    """Chance that the bounds of two arms with the same quantiles, but for a factor, are apart (harm) or together by `gap` in logarithms."""
+def _quantile_chance(plan: GuardrailPlan, stable: Stable, users: float, alpha: float, gap: float) -> float:
+    """Chance that the two-sample test at `alpha` tells apart arms whose quantiles lie `gap` beyond the margin, in logarithms."""
     assert plan.quantile is not None  # noqa: S101  GuardrailPlan sees to it
-    n = round(users)
-    low, high = quantile_ranks(n, plan.quantile, alpha / 2)
-    if low < 1 or high > n or math.isinf(_log_quantile(stable, high / (n + 1))):
+    n, quantile = round(users), plan.quantile
+    needed = _gap_shown(n, quantile, alpha, stable.spread, stable.missing)
+    step = min(math.sqrt(quantile * (1 - quantile) / n), 0.9 * quantile)
+    above, below = _log_quantile(stable, quantile + step), _log_quantile(stable, quantile - step)
+    middle = _log_quantile(stable, quantile)
+    if math.isinf(needed) or math.isinf(middle):
         return 0.0
-    (worst, noise_high), (best, noise_low) = (_order_statistic(stable, rank, n) for rank in (high, low))
-    return _normal(gap - (worst - best), math.hypot(noise_high, noise_low))
+    noise = (above - below) / 2 if above < math.inf else middle - below
+    return _normal(gap - needed, math.sqrt(2) * noise)
 
 
-def _order_statistic(stable: Stable, rank: int, n: int) -> tuple[float, float]:
-    """Logarithm of the order statistic's middle, and its standard deviation."""
-    share = rank / (n + 1)
-    step = math.sqrt(share * (1 - share) / (n + 2))
-    middle, below = _log_quantile(stable, share), _log_quantile(stable, max(share - step, 1e-9))
-    above = _log_quantile(stable, min(share + step, 1 - 1e-9))
-    return middle, (above - below) / 2 if above < math.inf else middle - below
+@lru_cache(maxsize=4096)
+def _gap_shown(n: int, quantile: float, alpha: float, spread: float, missing: float) -> float:
+    """How far apart, in logarithms, the quantiles of two arms of n users must lie for an e-value of 1/alpha; infinite: nothing suffices.
+
+    The null lets the common quantile lie anywhere between the two arms'. Wherever it is put, one arm has too many values below it, the
+    other too few, and both together must be surprising enough.
+    """
+    stable = Stable(spread=spread, missing=missing)
+    tuned = round(TUNED_VARIANCE / (quantile * (1 - quantile)))
+    steps = np.linspace(0.0, 1.0, 201)
+    more, fewer = quantile + (1 - quantile - 1e-9) * steps, quantile * (1 - 0.999 * steps)
+    too_many = log_coin_martingales(n * more, n, quantile, alpha, tuned)
+    too_few = log_coin_martingales(n * fewer, n, quantile, alpha, tuned)
+    level, widest = -math.log(alpha), 0.0
+    for share, evidence in zip(more, too_many, strict=True):
+        value = _log_quantile(stable, float(share))
+        alone = evidence + too_few[0] >= level
+        place = 0 if alone else int(np.searchsorted(too_few, level - evidence))
+        if place == len(fewer) or math.isinf(value):
+            return math.inf
+        widest = max(widest, value - _log_quantile(stable, float(fewer[place])))
+        if alone:
+            return widest
+    return math.inf
 
 
 def _log_quantile(stable: Stable, share: float) -> float:

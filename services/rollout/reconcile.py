@@ -192,14 +192,14 @@ class Reconciler:
             evidence.fold_units(closed, rollout.id, salt, weights)
 
     def _fold_watch(self, evidence: Evidence, rollout: RolloutStatus, rules: LLMService, until: float) -> None:
-        """Shares of failed requests per time bucket against what stable had during the comparison, plus the margin."""
+        """Shares of users with a failed request per time bucket against what stable had during the comparison, plus the margin."""
         promoted = rollout.decided_at or rollout.started_at
         size = max(rules.spec.rollout.look, 1.0)
         if evidence.detector is None:
             before = self._store.traffic(rollout.service, rollout.started_at, promoted, size)
             mine = [bucket for bucket in before if bucket["revision"] == rollout.champion_revision]
-            requests = sum(bucket["requests"] for bucket in mine)
-            rate = sum(bucket["errors"] for bucket in mine) / requests if requests else 0.0
+            users = sum(bucket["units"] for bucket in mine)
+            rate = sum(bucket["units_failed"] for bucket in mine) / users if users else 0.0
             margin = next((g.margin for g in rules.spec.rollout.guardrails if g.metric == "errors"), 0.01)
             # At most alpha false alarms in the whole window: an average run of (buckets / alpha) values.
             buckets = max(2.0, rules.spec.rollout.rollback_window / size)
@@ -209,7 +209,7 @@ class Reconciler:
         if end > started:
             traffic = self._store.traffic(rollout.service, started, end, size)
             shares = [
-                b["errors"] / b["requests"] for b in traffic if b["revision"] == rollout.revision and b["requests"]
+                b["units_failed"] / b["units"] for b in traffic if b["revision"] == rollout.revision and b["units"]
             ]
             evidence.watch(shares, end)
 
@@ -239,7 +239,7 @@ class Reconciler:
         self._store.commit_look(
             _row(rollout, self._spec(sight, rollout)),
             evidence=evidence.to_json() if evidence is not None and (readings or not same) else None,
-            readings=[{**reading, "stage": evidence.stage} for reading in readings] if evidence is not None else (),
+            readings=[{**reading, **_folded(evidence, sight)} for reading in readings] if evidence is not None else (),
             at=sight.now,
             audit=audit,
             route=route,
@@ -271,6 +271,11 @@ def _seen(sight: Sight, decision: Decision, evidence: Evidence | None, view: Evi
     published = next((action.route for action in decision.actions if isinstance(action, PublishRoute)), None)
     readings = [{**reading.to_json(), "stage": evidence.stage} for reading in view.readings] if evidence else []
     return Look(sight.now, published or sight.observed.route, readings)
+
+
+def _folded(evidence: Evidence, sight: Sight) -> dict[str, Any]:
+    """Of which stage a reading is and up to where it was folded, so that a replay can stop at the same place."""
+    return {"stage": evidence.stage, "until": sight.watermark, "judged": evidence.judged}
 
 
 def _row(rollout: RolloutStatus, spec: Mapping[str, Any]) -> RolloutRow:

@@ -6,7 +6,7 @@ Field names are camelCase outside and snake_case inside; unknown fields are erro
 
 resources_engine    how versions are made servable
 resources_rollout   stages, judge, freeze windows, notifications
-resources_metrics   metrics, guardrails, segments
+resources_metrics   metrics, guardrails, goals, segments
 resources_experiment  A/B experiments
 resources_gateway   quotas, content filters, system prompt
 resources_base      what the models share
@@ -24,7 +24,16 @@ from services.rollout.resources_base import PinnedVersion, Resource, cel, keyed
 from services.rollout.resources_engine import Engine
 from services.rollout.resources_experiment import Experiment, distinct
 from services.rollout.resources_gateway import Gateway
-from services.rollout.resources_metrics import METRICS, RELATIVE, GuardedStage, Guardrail, Metric, key_of, split_key
+from services.rollout.resources_metrics import (
+    METRICS,
+    RELATIVE,
+    Goal,
+    GuardedStage,
+    Guardrail,
+    Metric,
+    key_of,
+    split_key,
+)
 from services.rollout.resources_rollout import CanaryStep, FreezeWindow, Notification, Rollout
 
 __all__ = [
@@ -34,6 +43,7 @@ __all__ = [
     "CanaryStep",
     "Engine",
     "FreezeWindow",
+    "Goal",
     "GuardedStage",
     "Guardrail",
     "LLMService",

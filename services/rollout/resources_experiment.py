@@ -46,7 +46,7 @@ class Variant(Resource):
     )
 
 
-class Goal(Resource):
+class Comparison(Resource):
     """One metric in which the variants are compared with the control."""
 
     model_config = cel(
@@ -121,7 +121,7 @@ class Experiment(Resource):
         description="Percent of all users who get whatever stable is, are left out of rollouts meanwhile, and are compared with the "
         "control too.",
     )
-    metrics: tuple[Goal, ...] = Field(
+    metrics: tuple[Comparison, ...] = Field(
         min_length=1, max_length=6, json_schema_extra=keyed("metric"), description="What is compared; each metric once."
     )
     alpha: float = Field(

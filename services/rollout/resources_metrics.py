@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
-from services.rollout.resources_base import Label, Resource, cel
+from services.rollout.resources_base import Label, Resource, cel, keyed
 
 Metric = Literal[
     "errors", "ttft", "tokensPerSecond", "feedback", "judge", "escalations", "retries", "rating", "interTokenGap", "duration",
@@ -53,15 +53,19 @@ QUANTILES: Final = frozenset(name for name, metric in METRICS.items() if metric.
 COMMON_QUANTILE: Final = 0.95
 
 
-def key_of(metric: str, segment: str | None = None) -> str:
-    """The key of a metric over all users, or over a segment's: `metric@segment`."""
-    return metric if segment is None else f"{metric}@{segment}"
+_GOAL: Final = "goal:"
+
+
+def key_of(metric: str, segment: str | None = None, *, goal: bool = False) -> str:
+    """The name of a metric in plans, readings and evidence: `ttft`; of a segment's users `ttft[enterprise]`; as a goal `goal:ttft`."""
+    name = metric if segment is None else f"{metric}[{segment}]"
+    return f"{_GOAL}{name}" if goal else name
 
 
 def split_key(key: str) -> tuple[str, str | None]:
     """Metric and segment of a key."""
-    metric, _, segment = key.partition("@")
-    return metric, segment or None
+    metric, _, segment = key.removeprefix(_GOAL).partition("[")
+    return metric, segment.rstrip("]") or None
 
 
 _MEANING: Final = (
@@ -175,3 +179,61 @@ class Segment(Resource):
         json_schema_extra={"x-kubernetes-list-type": "set"},
         description="Tenants of the keys whose users belong to it.",
     )
+
+
+class Goal(Resource):
+    """A metric that the candidate is asked to improve."""
+
+    model_config = cel(
+        ("self.metric != 'judge'", "metric: judge is no goal, goals are shown by users in the last step", "metric"),
+        (
+            f"self.metric in {among(WIDE)} ? self.improvement < 1.0 : self.metric == 'tokensPerSecond' || "
+            "self.improvement < (self.metric == 'rating' ? 4.0 : 1.0)",
+            "improvement must be below 1 (rating: 4)",
+            "improvement",
+        ),
+        QUANTILE_RULE,
+    )
+
+    metric: Metric = Field(description="As in guardrails; not judge.")
+    improvement: float = Field(
+        default=0.0, ge=0, le=100, description="Least improvement that counts, in the units of a guardrail's margin."
+    )
+    quantile: float | None = Field(default=None, gt=0, lt=1, description="As in guardrails.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, data: Any) -> Any:
+        return with_quantile(data)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.metric == "judge":
+            raise ValueError("judge is no goal: goals are shown by users in the last step")
+        most = {"rating": 4.0, "tokensPerSecond": 100.0}.get(self.metric, 1.0)
+        if self.improvement >= most:
+            raise ValueError(f"the improvement of {self.metric} must be below {most:g}, not {self.improvement}")
+        no_foreign_quantile(self.metric, self.quantile)
+        return self
+
+
+class Goals(Resource):
+    """What must have improved before promotion, beside guardrails that hold."""
+
+    combination: Literal["average", "holm"] = Field(
+        default="average",
+        description="`average`: an improvement is shown by all goals together. `holm`: by one of them alone, corrected for their number.",
+    )
+    metrics: tuple[Goal, ...] = Field(
+        min_length=1,
+        max_length=len(METRICS),
+        json_schema_extra=keyed("metric"),
+        description="The goals; each metric once.",
+    )
+
+    @model_validator(mode="after")
+    def _one_each(self) -> Self:
+        names = [goal.metric for goal in self.metrics]
+        if len(set(names)) < len(names):
+            raise ValueError("goals name a metric twice")
+        return self

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from services.rollout.durations import Duration, Lasting
 from services.rollout.resources_base import Label, Resource, SecretVariable, cel, keyed
-from services.rollout.resources_metrics import METRICS, GuardedStage, Guardrail, Segment
+from services.rollout.resources_metrics import METRICS, Goals, GuardedStage, Guardrail, Segment
 
 
 def _seconds(field: str) -> str:
@@ -283,7 +283,11 @@ class Rollout(Resource):
     settle: Duration = Field(
         default=60.0, ge=0, description="Time after the horizon for running requests to end and feedback to come."
     )
-    look: Lasting = Field(default=10.0, description="Time between the controller's looks.")
+    look: Lasting = Field(
+        default=10.0,
+        description="Time between the controller's looks while evidence is gathered. While a rollout waits for an engine it looks "
+        "twice a second, while there is none every 2 s (with more than 50 services: at this pace too).",
+    )
     gate: Gate = Field(default_factory=Gate, description="Offline evaluation.")
     rehearsal: Rehearsal = Field(default_factory=Rehearsal, description="Mirrored traffic.")
     canary: Canary = Field(default_factory=Canary, description="Live traffic in steps.")
@@ -293,6 +297,9 @@ class Rollout(Resource):
         max_length=len(METRICS),
         json_schema_extra=keyed("metric"),
         description="What must not become worse; each metric once.",
+    )
+    goals: Goals | None = Field(
+        default=None, description="What must have improved before promotion; none: not to be worse is enough."
     )
     segments: tuple[Segment, ...] = Field(
         default=(),

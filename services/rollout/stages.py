@@ -6,8 +6,9 @@ Order within a look: evidence that is void, then harm, then people (pause), then
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
-from services.evidence import Reading, combine
+from services.evidence import Reading, combine, combine_goals
 from services.rollout import gatecheck, reasons
 from services.rollout.deliberation import Deliberation
 from services.rollout.engines import await_candidate, covers, shares_stable
@@ -92,8 +93,9 @@ def canary(d: Deliberation) -> None:
     last = d.rollout.step == len(steps) - 1
     users = min(counts.step_control, counts.step_candidate)
     minimums = elapsed >= rules.min_duration and users >= rules.min_units
-    combined = combine(d.evidence.readings)
-    if minimums and (not last or combined.promotable):
+    combined, goal = combine(d.evidence.readings), _goals(d)
+    lacking = (*combined.unproven, *([goal.lacking] if goal.lacking else ())) if last else ()
+    if minimums and (not last or (combined.promotable and not lacking)):
         if rules.approval and d.rollout.step not in d.rollout.approved:
             _await_approval(
                 d, f"step {d.rollout.step + 1} of {len(steps)} has passed and waits for a person's approval"
@@ -101,7 +103,7 @@ def canary(d: Deliberation) -> None:
         elif _frozen(d):
             return
         elif last:
-            _promote(d)
+            _promote(d, goal.shown)
         elif covers(d, steps[d.rollout.step + 1].weight):
             d.emit(
                 "step",
@@ -111,7 +113,7 @@ def canary(d: Deliberation) -> None:
             )
             _enter_step(d, d.rollout.step + 1)
         return
-    waiting = _lacking(d, f"{users} of {rules.min_units} users an arm", combined.unproven if last else ())
+    waiting = _lacking(d, f"{users} of {rules.min_units} users an arm", lacking)
     if elapsed >= rules.max_duration:
         hold(d, reasons.STEP_INCONCLUSIVE, f"the time of step {d.rollout.step + 1} is up with {waiting}")
         return
@@ -121,7 +123,27 @@ def canary(d: Deliberation) -> None:
 def _lacking(d: Deliberation, counted: str, unproven: Iterable[str]) -> str:
     """What is missing, and when it would be there at today's traffic."""
     text = forecast(d.rules, d.rollout, d.evidence.readings, d.elapsed or 0.0, d.observed.users_per_day)
-    return text or f"{counted}; not yet shown: {', '.join(unproven)}"
+    rest = [name for name in unproven if text is None or name not in text]
+    return "; not yet shown: ".join([text or counted, *([", ".join(rest)] if rest else [])])
+
+
+class _Goals(NamedTuple):
+    lacking: str
+    """What of the goals is not shown, in words."""
+    shown: str
+
+
+def _goals(d: Deliberation) -> _Goals:
+    """Whether an improvement is shown where one is asked for."""
+    asked = d.rules.spec.rollout.goals
+    if asked is None:
+        return _Goals("", "")
+    found = combine_goals(d.evidence.readings, d.rules.spec.rollout.alpha, asked.combination)
+    names = ", ".join(goal.metric for goal in asked.metrics)
+    if not found.reached:
+        return _Goals(f"an improvement in {names}", "")
+    improved = ", ".join(split_key(key)[0] for key in found.improved) or f"{names} together"
+    return _Goals("", f"; shown improved: {improved}")
 
 
 def _await_approval(d: Deliberation, message: str) -> None:
@@ -137,13 +159,17 @@ def _frozen(d: Deliberation) -> bool:
     return d.frozen is not None
 
 
-def _promote(d: Deliberation) -> None:
+def _promote(d: Deliberation, improved: str) -> None:
     aliases = d.observed.aliases
     if aliases is None or not aliases.fresh:
         d.wait(reasons.AWAITING_REGISTRY, "the registry cannot be reached; promotion waits for it")
     elif d.candidate is not None and covers(d, 100):
         shown = ", ".join(r.metric for r in d.evidence.readings if r.mode == "nonInferior")
-        d.promote(reasons.PROMOTED, f"shown not worse beyond the margins: {shown}; nothing shown harmful", d.candidate)
+        d.promote(
+            reasons.PROMOTED,
+            f"shown not worse beyond the margins: {shown}; nothing shown harmful{improved}",
+            d.candidate,
+        )
 
 
 def hold(d: Deliberation, reason: str, message: str) -> None:

@@ -30,10 +30,10 @@ def unit_values(unit: ClosedUnit, salt: bytes) -> dict[str, float]:
     if not rows:
         return {**values, **dict.fromkeys(_TIMES, math.inf), "tokensPerSecond": 0.0}
     # One request a unit, by a keyed hash: no user's many requests count more, and nobody can choose which one counts.
-    chosen = min(attempts, key=lambda row: _draw(salt, row), default=None)
-    streamed = min((row for row in attempts if row.streamed), key=lambda row: _draw(salt, row), default=None)
-    if chosen is not None:
-        values["duration"] = _duration(chosen)
+    drawn = sorted(attempts, key=lambda row: _draw(salt, row)) if len(attempts) > 1 else attempts
+    if drawn:
+        values["duration"] = _duration(drawn[0])
+    streamed = next((row for row in drawn if row.streamed), None)
     if streamed is not None:
         _put(values, "ttft", _ttft(streamed))
         _put(values, "interTokenGap", _gap(streamed))

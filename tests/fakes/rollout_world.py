@@ -40,6 +40,7 @@ from services.rollout.observed import (
 from services.rollout.planning import Caution
 from services.rollout.platforms.base import RevisionState
 from services.rollout.resources import LLMService
+from services.rollout.scaling import FirstTokens
 from services.rollout.status import RolloutStatus, ServiceStatus
 from services.store import Command, ExperimentRow
 
@@ -114,6 +115,7 @@ class World:
         self.scaled: list[tuple[str, tuple[int, int]]] = []
         self.quiet = False
         self.experiments: dict[str, ExperimentRow] = {}
+        self.first_tokens: FirstTokens | None = None
         self.caution: Caution | None = None
         self.users_per_day: float | None = None
         self._status = ServiceStatus()
@@ -151,6 +153,7 @@ class World:
             tags=self.versions[status.version].tags if tagged and status is not None else None,
             engines=None if self.platform_away else dict(self.engines),
             quiet=self.quiet,
+            first_tokens=self.first_tokens,
             caution=self.caution,
             users_per_day=self.users_per_day,
             pinned={

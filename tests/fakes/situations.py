@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from services.evidence import Reading
 from services.rollout import removal
 from services.rollout.observed import Evaluation, Evaluations, EvidenceView, Refusal
 from services.rollout.planning import Caution
@@ -79,6 +80,21 @@ def late(world: World) -> None:
 def passes(world: World) -> None:
     world.now += 20
     world.evidence = EvidenceView(readings=SHOWN, counts=ENOUGH)
+
+
+def goal(e_value: float) -> Reading:
+    """The goal's reading in the last step."""
+    return reading("goal:rating", mode="goal", e_promote=e_value, improved=e_value >= 20, last_step=True)
+
+
+def improves(world: World) -> None:
+    world.now += 20
+    world.evidence = EvidenceView(readings=(*SHOWN, goal(25.0)), counts=ENOUGH)
+
+
+def improves_nothing(world: World) -> None:
+    world.now += 100
+    world.evidence = EvidenceView(readings=(*SHOWN, goal(15.0)), counts=ENOUGH)
 
 
 def held(world: World) -> None:
@@ -246,6 +262,7 @@ APPROVED = service(
         ]
     }
 )
+AMBITIOUS = service(goals={"metrics": [{"metric": "rating", "improvement": 0.2}]})
 ALWAYS = [{"from": "00:00", "to": "24:00"}]
 WIDE = with_engine(service(), autoscaling={"min": 1, "max": 100})
 SLEEPY = with_engine(service(), autoscaling={"min": 0, "max": 2, "downscaleDelay": "45s", "heldRequests": 7})

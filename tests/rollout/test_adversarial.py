@@ -107,7 +107,7 @@ async def test_better_on_average_and_worse_for_one_tenth(make: Make, segmented: 
     world.traffic.newcomer, world.traffic.answer = mixed, second(answer)
     rollout = await play(world)
     if segmented:
-        assert (rollout.verdict, rollout.reason, rollout.metric) == ("abort", reasons.TTFT_HARMFUL, "ttft@enterprise")
+        assert (rollout.verdict, rollout.reason, rollout.metric) == ("abort", reasons.TTFT_HARMFUL, "ttft[enterprise]")
         assert "segment enterprise" in rollout.message
     else:
         assert (rollout.verdict, rollout.reason) == ("advance", reasons.PROMOTED), rollout.message
@@ -183,6 +183,23 @@ async def test_one_user_with_half_of_the_traffic(make: Make, name: str) -> None:
     world.traffic.regulars = [(User(name), 30.0)]
     rollout = await play(world)
     assert (rollout.verdict, rollout.reason) == ("advance", reasons.PROMOTED), rollout.message
+
+
+async def test_one_users_failures_after_promotion_roll_nothing_back(make: Make) -> None:
+    broken = False
+
+    def answer(question: Question) -> Answer:
+        return Answer(failed=True) if broken and question.user.name == "giant" else good(question)
+
+    world = make(rules(rollbackWindow="120s"))
+    world.traffic.answer = answer
+    world.traffic.regulars = [(User("giant"), 30.0)]
+    await play(world)
+    broken = True
+    for _ in range(40):
+        rollout = await world.look(60, 4.0)
+    assert rollout is not None
+    assert (rollout.stage, rollout.verdict) == ("finished", "advance"), rollout.message
 
 
 async def test_bots(make: Make) -> None:

@@ -9,7 +9,18 @@ from services.rollout.decide import decide
 from services.rollout.observed import Evaluation, EvidenceView, Refusal
 from services.rollout.platforms.base import RevisionState
 from tests.fakes.rollout_world import RIGHT, SHOWN, World, reading, service
-from tests.fakes.situations import WRONG, Happens, alias, engine, evaluated, harm, shows
+from tests.fakes.situations import (
+    AMBITIOUS,
+    WRONG,
+    Happens,
+    alias,
+    engine,
+    evaluated,
+    harm,
+    improves,
+    improves_nothing,
+    shows,
+)
 
 
 @pytest.mark.parametrize(
@@ -364,3 +375,22 @@ def test_who_waits_is_told_what_is_missing_and_when_it_would_be_there() -> None:
     assert "of 10 users an arm" in world.rollout.message
     world.look()
     assert world.rollout.conditions[0].message.startswith("held: promote, abort or resume; 0 of 10 users an arm")
+
+
+def test_a_goal_that_is_not_shown_is_named() -> None:
+    world = World(AMBITIOUS)
+    world.reach("canary", 1)
+    improves_nothing(world)
+    world.now -= 80
+    world.look()
+    assert world.rollout is not None
+    assert "an improvement in rating" in world.rollout.conditions[0].message
+    world.look(after=81.0)
+    assert (world.rollout.verdict, world.rollout.reason) == ("hold", reasons.STEP_INCONCLUSIVE)
+    assert "an improvement in rating" in world.rollout.message
+    assert world.order("resume") == "resumed"
+    improves(world)
+    world.look()
+    world.look(after=11.0)
+    assert world.rollout.verdict == "advance"
+    assert world.rollout.message.endswith("shown improved: rating")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.evidence import AdaptiveBets, Guardrail, GuardrailPlan, UnitValue, design_bets
+from services.evidence import Guardrail, GuardrailPlan, UnitValue, adaptive_bets, design_bets
 from services.rollout.power import (
     Stable,
     chance_of_alarm,
@@ -36,18 +36,19 @@ SPEED: dict[str, Any] = {"kind": "mean", "direction": "higher", "relative": True
 
 def crossings(made: GuardrailPlan, rate: float, effect: float, harm: bool, runs: int = 400) -> list[int]:
     """Pairs until the bets that `Guardrail` places reach their threshold, many runs at once."""
-    draw, margin = np.random.default_rng(3), made.margin
-    bets = AdaptiveBets(np.array([-margin if harm else margin]), runs)
+    draw, margin = np.random.default_rng(3), -made.margin if harm else made.margin
     constant = None if harm or made.design_prior is None else design_bets(made.design_prior, np.array([margin]))[0]
-    design, found = np.zeros(runs), np.zeros(runs, dtype=int)
+    total, squares, learned, design = (np.zeros(runs) for _ in range(4))
+    found = np.zeros(runs, dtype=int)
     level = math.log(1 / (made.alpha_harm if harm else made.alpha_promote))
     for pair in range(1, 4_000):
         badness = (draw.random(runs) < rate + effect).astype(float) - (draw.random(runs) < rate)
-        bets.update((-badness if harm else badness)[:, np.newaxis])
-        wealth = bets.log_wealth[:, 0]
+        difference = -badness if harm else badness
+        learned += np.log1p(adaptive_bets(np.array([margin]), pair - 1, total, squares) * (margin - difference))
+        total, squares, wealth = total + difference, squares + difference**2, learned
         if constant is not None:
-            design += np.log1p(constant * (margin - badness))
-            wealth = np.logaddexp(wealth, design) - math.log(2)
+            design += np.log1p(constant * (margin - difference))
+            wealth = np.logaddexp(learned, design) - math.log(2)
         found = np.where((found == 0) & (wealth >= level), pair, found)
         if found.all():
             break
@@ -65,10 +66,12 @@ def pairs_until(made: GuardrailPlan, effect: float, harm: bool, seed: int, most:
     """Pairs (users an arm) until harm is shown, or "not worse"."""
     draw, guardrail = random.Random(seed), Guardrail(made)
     for start in range(0, most, look):
+        pairs = []
         for n in range(start, start + look):
-            at, values = float(n), (drawn(made.kind, draw, 0.0), drawn(made.kind, draw, effect))
-            control = UnitValue(str(n), "control", at, at, 0, max(0.0, values[0]))
-            guardrail.update_pairs([(control, UnitValue(str(n), "candidate", at, at, 0, max(0.0, values[1])))])
+            at, values = float(n), [max(0.0, drawn(made.kind, draw, worse)) for worse in (0.0, effect)]
+            control = UnitValue(str(n), "control", at, at, 0, values[0])
+            pairs.append((control, UnitValue(str(n), "candidate", at, at, 0, values[1])))
+        guardrail.update_pairs(pairs)
         reading = guardrail.reading()
         if reading.harmful if harm else reading.non_inferior:
             return start + look

@@ -100,7 +100,10 @@ async def test_a_controller_that_dies_after_every_look_decides_the_same(template
         rollout = await world.play(_decided, restart=restart)
         last = {(reading["stage"], reading["metric"]): reading for reading in world.store.readings(rollout.id)}
         for reading in last.values():
-            del reading["at"]  # an unchanged reading is not stored again, but for once after a restart
+            del (
+                reading["at"],
+                reading["until"],
+            )  # an unchanged reading is not stored again, but for once after a restart
         ends.append((rollout.verdict, rollout.reason, rollout.decided_at, rollout.counts, last))
         world.store.close()
     assert ends[0] == ends[1]
@@ -251,6 +254,24 @@ async def test_a_version_is_pinned_while_the_resource_says_so(stage: Callable[..
         await world.look()
     assert len(world.platform.removed) == 1
     assert world.store.route("assistant").pinned == ()  # type: ignore[union-attr]
+
+
+async def test_slow_first_tokens_call_for_replicas(stage: Callable[..., Stage]) -> None:
+    resource = service()
+    engine = resource.spec.engine.model_validate(
+        {"autoscaling": {"max": 3, "targetTtft": "1s", "upscaleDelay": "4s", "downscaleDelay": "20s"}}
+    )
+    spec = resource.spec.model_copy(update={"engine": engine})
+    ttft = 3.0
+    world = stage(lambda _: Behaviour(ttft=ttft), resource=resource.model_copy(update={"spec": spec}))
+    for _ in range(12):
+        await world.look()
+    asked = [bounds for _, bounds in world.platform.scaled]
+    assert asked == [(2, 3), (3, 3)]
+    ttft = 0.1
+    for _ in range(40):
+        await world.look()
+    assert [bounds for _, bounds in world.platform.scaled][2:] == [(2, 3), (1, 3)]
 
 
 async def test_evidence_of_another_program_is_folded_anew_from_the_rows(stage: Callable[..., Stage[Traffic]]) -> None:

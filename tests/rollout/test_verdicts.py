@@ -16,6 +16,7 @@ from services.rollout import reasons
 from services.rollout.observed import Ratio
 from tests.fakes.rollout_world import World, service
 from tests.fakes.situations import (
+    AMBITIOUS,
     APPROVED,
     OTHER,
     SLEEPY,
@@ -35,6 +36,8 @@ from tests.fakes.situations import (
     frozen,
     harm,
     held,
+    improves,
+    improves_nothing,
     judged_but_private,
     late,
     moved_while_starting,
@@ -154,7 +157,7 @@ CASES = [
     case(COMPARED, "answers that take longer", "abort", reasons.DURATION_HARMFUL, harm("duration")),
     case(
         COMPARED, "any of these in a declared segment of the users; the message names it", "abort", reasons.ERRORS_HARMFUL,
-        harm("errors@enterprise"),
+        harm("errors[enterprise]"),
     ),
     case("canary", "more users who asked for a person", "abort", reasons.ESCALATIONS_HARMFUL, harm("escalations")),
     case("canary", "more users who asked again", "abort", reasons.RETRIES_HARMFUL, harm("retries")),
@@ -185,6 +188,14 @@ CASES = [
         passes_unseen,
     ),
     case("canary", "`maxDuration` without that", "hold", reasons.STEP_INCONCLUSIVE, late),
+    case(
+        "last canary step", "the same, and an improvement in the declared `goals`", "advance", reasons.PROMOTED, improves,
+        world=of(AMBITIOUS),
+    ),
+    case(
+        "last canary step", "`maxDuration`, and no declared goal is shown to have improved; the message names them", "hold",
+        reasons.STEP_INCONCLUSIVE, improves_nothing, world=of(AMBITIOUS),
+    ),
     case("held", "`holdTimeout` is over: weight 0", "hold", reasons.HOLD_EXPIRED, held),
     case(
         "canary", "numbers of exposed users per arm, over all gateways or at one, that chance does not give", "error",
