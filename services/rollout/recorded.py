@@ -240,7 +240,11 @@ class RecordedObserver(Observer):
         """Whether something outside keeps the stage from ending."""
 
     async def look(
-        self, service: LLMService, conditions: tuple[Condition, ...], refused: Mapping[str, Refusal]
+        self,
+        service: LLMService,
+        conditions: tuple[Condition, ...],
+        refused: Mapping[str, Refusal],
+        tried: tuple[str, ...] = (),
     ) -> Sight:
         route, status, at = self._recorded.route_now, self.status, self._recorded.now_at.at
         orders = tuple(order for order in self._course.orders if order.at <= at and order.id not in self._handed)
