@@ -140,6 +140,45 @@ def explain(
 
 @app.command(rich_help_panel=WATCH)
 @anywhere
+def experiment(
+    where: Where,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="An experiment, as NAME or SERVICE:NAME; all of them without it."),
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write the result as a page too.", show_default=False)
+    ] = None,
+    output: Output = "table",
+) -> None:
+    """What A/B experiments show: users, differences and their bounds, and when there would be a result.
+
+    Example: understudy experiment assistant:tone --html tone.html
+    """
+    if where.in_cluster:
+        raise UsageFault(
+            "results of experiments lie in the platform's store: name it with --store; what is shown so far stands in the condition "
+            "Experiments of the resource (kubectl describe)"
+        )
+    if html is not None and name is None:
+        raise UsageFault("--html makes a page of one experiment: name it")
+    from services.cli import connection, experiments
+
+    url = connection.store_url(where.store)
+    with connection.opened(url) as store:
+        document = experiments.experiments(store) if name is None else experiments.experiment(store, name)
+    if html is not None:
+        from services.cli.experiment_page import page
+
+        try:
+            html.write_text(page(document), encoding="utf-8")
+        except OSError as error:
+            raise CliError(f"{html} cannot be written: {error.strerror}") from error
+    show(output, document, experiments.listing if name is None else experiments.result)
+
+
+@app.command(rich_help_panel=WATCH)
+@anywhere
 def trace(
     where: Where,
     service: ServiceArgument,

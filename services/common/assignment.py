@@ -1,11 +1,12 @@
-"""Which arm a unit belongs to: pure functions of (salt, rollout, unit), the same in the gateway that assigns and in the controller
-that checks the assignment. Nothing here may depend on time, load or configuration beyond its arguments.
+"""Which arm a unit belongs to, or which group of an experiment: pure functions of (salt, rollout, unit), the same in the gateway that
+assigns and in the controller that checks the assignment. Nothing here may depend on time, load or configuration beyond its arguments.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import Sequence
 from typing import Final, Literal
 
 Arm = Literal["stable", "control", "candidate"]
@@ -28,3 +29,15 @@ def arm_of(bucket: int, weight: int) -> Arm:
     if CONTROL_START <= bucket < CONTROL_START + weight:
         return "control"
     return "stable"
+
+
+def group_of(bucket: int, shares: Sequence[int]) -> int | None:
+    """The index of the group that a bucket belongs to, where the groups of an experiment take `shares` buckets each, one after the other
+    from 0; None: outside. Shares do not change over an experiment's life, so a unit never changes its group.
+    """
+    end = 0
+    for index, share in enumerate(shares):
+        end += share
+        if bucket < end:
+            return index
+    return None

@@ -83,6 +83,31 @@ class Hold(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds after an answer for which the engine surely has not ended for want of requests."""
 
 
+class Group(msgspec.Struct, frozen=True, kw_only=True):
+    """The users of one variant of an experiment, or its holdout."""
+
+    name: str
+    """The variant's, or `holdout`; rows carry it as their arm."""
+    share: int
+    """Buckets of 10,000."""
+    target: Target | None = None
+    """None: whatever stable is."""
+
+
+class Experiment(msgspec.Struct, frozen=True, kw_only=True):
+    """Versions compared on live users, with nothing to promote. Its users are left out of rollouts."""
+
+    id: str
+    """Rows carry it as their rollout."""
+    salt: str
+    """Hexadecimal."""
+    groups: tuple[Group, ...]
+    """They take buckets one after the other from 0; the rest is outside."""
+    horizon: float
+    """As in `Route`."""
+    settle: float
+
+
 class Route(msgspec.Struct, frozen=True, kw_only=True):
     """One service's row of the routing table."""
 
@@ -110,6 +135,8 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     """Quotas, content filters and prompt of the service; None: none of them."""
     pinned: tuple[Target, ...] = ()
     """Revisions that only `model: service@vN` reaches."""
+    experiments: tuple[Experiment, ...] = ()
+    """In the order in which they began: a unit belongs to the first that takes it."""
     hold: Hold | None = None
     """None: some replica always runs."""
     time_to_first_byte: float = 30.0

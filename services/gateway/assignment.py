@@ -10,9 +10,9 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Final
 
-from services.common.assignment import Arm, arm_of, bucket_of
+from services.common.assignment import arm_of, bucket_of
 from services.common.identifiers import unit_of
-from services.common.routing import Target
+from services.common.routing import Experiment, Target
 from services.common.wire import Forbidden, NotFound
 from services.gateway.auth import Caller
 from services.gateway.routes import Entry
@@ -28,12 +28,17 @@ class Placement:
     """Where one request goes and how it counts."""
 
     unit: str
-    arm: Arm
+    arm: str
+    """Or the group of an experiment."""
     bucket: int | None
     target: Target
     counted: bool
     exposed: bool
-    """This request exposes the unit: the first of its rollout on control or candidate."""
+    """This request exposes the unit: the first of its rollout on control or candidate, or of an experiment."""
+    experiment: Experiment | None = None
+    """The one that the unit takes part in."""
+    on_trial: bool = False
+    """The target may fail users: stable answers in its place."""
 
 
 @dataclass(slots=True)
@@ -64,14 +69,26 @@ class Assigner:
         """The keyed hash of a user; of the key itself where the request names none (a NUL keeps it apart from every user's name)."""
         return unit_of(self._key, caller.tenant, user if user else f"\0key\0{caller.name}")
 
-    def place(self, entry: Entry, unit: str, *, candidate_allowed: bool) -> Placement:
-        """The arm of a request that names a service.
+    def place(self, entry: Entry, unit: str, *, lease_valid: bool, candidate_allowed: bool) -> Placement:
+        """The arm of a request that names a service. An experiment's units take no part in a rollout.
 
         `candidate_allowed` is False while the lease is over or the candidate is ejected: then stable answers the units of both arms and
-        they do not count, so that neither arm gains or loses users by it.
+        they do not count, so that neither arm gains or loses users by it. So it is with an experiment's units where `lease_valid` is
+        False.
         """
         route = entry.route
         heavy = self._is_heavy(entry, unit)
+        for trial in entry.trials:
+            found = trial.group_of(unit)
+            if found is None:
+                continue
+            group, bucket = found
+            if heavy or not lease_valid:
+                return Placement(unit, "stable", None, route.stable, False, False, trial.experiment)
+            target = group.target or route.stable
+            first = self._expose(trial.experiment.id, unit)
+            on_trial = target.revision != route.stable.revision
+            return Placement(unit, group.name, bucket, target, True, first, trial.experiment, on_trial)
         if route.stage != "canary" or route.rollout is None or route.candidate is None:
             return Placement(unit, "stable", None, route.stable, True, False)
         if heavy:
@@ -83,7 +100,8 @@ class Assigner:
         if not candidate_allowed:
             return Placement(unit, "stable", None, route.stable, False, False)
         target = route.candidate if arm == "candidate" else route.stable
-        return Placement(unit, arm, bucket, target, True, self._expose(route.rollout, unit))
+        on_trial = arm == "candidate"
+        return Placement(unit, arm, bucket, target, True, self._expose(route.rollout, unit), on_trial=on_trial)
 
     def pin(self, entry: Entry, unit: str, version: str, caller: Caller) -> Placement:
         """The revision that `model: service@vN` names; outside the statistics.
@@ -95,7 +113,8 @@ class Assigner:
         if "pin" not in caller.scopes:
             raise Forbidden("This key may not pin a revision: it needs the scope `pin`.", param="model")
         route = entry.route
-        for target in (route.stable, route.candidate, *route.pinned):
+        variants = (group.target for experiment in route.experiments for group in experiment.groups)
+        for target in (route.stable, route.candidate, *route.pinned, *variants):
             if target is not None and target.version == version:
                 return Placement(unit, "stable", None, target, False, False)
         raise NotFound(f"`{route.service}` serves no version {version}.", param="model", code="model_not_found")

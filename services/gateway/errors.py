@@ -76,7 +76,8 @@ class AttemptFailed(GatewayError):
     """One attempt at one engine failed.
 
     Attributes:
-        kind: `connect`, `timeout`, `reset`, `truncated`, `invalid_answer`, `stream_error` or `status_<n>`; a bounded set, used in rows.
+        kind: `connect`, `timeout`, `reset`, `truncated`, `invalid_answer`, `stream_error`, `status_<n>`, or
+            `ejected` (nothing was sent); a bounded set, used in rows.
         status: the engine's HTTP status; 502 where it gave none, 504 for a timeout.
         body: the engine's error body, for a status.
         engine_model: the engine's name of the model, which clients do not get to see.

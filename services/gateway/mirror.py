@@ -159,6 +159,7 @@ class Mirror:
             request_id=request_id,
             kind="mirror",
             route=route,
+            rollout=route.rollout,
             arm=arm,
             unit=copy.unit,
             started_at=started_at,

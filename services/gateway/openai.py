@@ -34,7 +34,7 @@ from services.gateway.mirror import Copy, Mirror
 from services.gateway.quota import Quotas
 from services.gateway.recorder import Recorder
 from services.gateway.requests import USER_LENGTH, Endpoint, ModelRequest, parse
-from services.gateway.routes import Entry, RoutingTable
+from services.gateway.routes import Entry, RoutingTable, Standing
 from services.gateway.rows import observation
 from services.gateway.settings import GatewaySettings
 from services.gateway.upstream import Attempt
@@ -139,8 +139,12 @@ class Completions:
             if version is not None:
                 placement = self._assigner.pin(entry, unit, version, caller)
             else:
-                allowed = self._table.candidate_allowed(entry)
-                placement = self._assigner.place(entry, unit, candidate_allowed=allowed)
+                placement = self._assigner.place(
+                    entry,
+                    unit,
+                    lease_valid=self._table.lease_valid,
+                    candidate_allowed=self._table.candidate_allowed(entry),
+                )
         except ApiError as error:
             self._metrics.refused(error.code or error.type)
             raise
@@ -208,21 +212,26 @@ class Completions:
         """The attempt whose answer the client gets, its first bytes at hand.
 
         Raises:
-            AttemptFailed: of the only attempt, or of stable's after the candidate's.
+            AttemptFailed: of the only attempt, or of stable's after that of the revision on trial.
         """
         route, placement = call.entry.route, call.placement
-        on_candidate = placement.arm == "candidate"
-        if route.hold is not None and not on_candidate:
+        on_trial = placement.on_trial
+        if route.hold is not None and not on_trial:
             return await self._open_held(call, route.hold, deadline)
         first = self._begin(call, placement.target, 0)
+        if on_trial and self._clock.monotonic() < self._standing(call).ejected_until:
+            # Only a variant's: a candidate's users are not even placed then. They count as failed, and do not wait for it.
+            first.failure = AttemptFailed("ejected")
+            self._record(call, first, "error")
+            return await self._fall_back(call, first, route.stable, deadline)
         try:
-            await first.open(self._session, call.request_id, self._patience(call, deadline, may_fall_back=on_candidate))
+            await first.open(self._session, call.request_id, self._patience(call, deadline, may_fall_back=on_trial))
         except AttemptFailed as failure:
-            if not on_candidate:
+            if not on_trial:
                 self._failed(call, first, failure)
                 raise
             if not failure.blames_request(call.request.constrained):
-                self._candidate_failed(call, first)
+                self._trial_failed(call, first)
         else:
             return first
         return await self._fall_back(call, first, route.stable, deadline)
@@ -253,7 +262,7 @@ class Completions:
                 await place.pause()
 
     async def _fall_back(self, call: _Call, first: Attempt, stable: Target, deadline: float) -> Attempt:
-        """Stable answers in the candidate's place. Where the request may be to blame, stable's answer tells whether it was."""
+        """Stable answers in the place of the revision on trial. Where the request may be to blame, stable's answer tells whether it was."""
         self._metrics.fell_back(call.entry.route.service)
         second = self._begin(call, stable, 1)
         try:
@@ -264,11 +273,11 @@ class Completions:
                 if same and failure.blames_request(call.request.constrained):
                     self._record(call, first, "client_error")
                 else:
-                    self._candidate_failed(call, first)
+                    self._trial_failed(call, first)
             self._failed(call, second, failure)
             raise
         if first in call.unrecorded:
-            self._candidate_failed(call, first)
+            self._trial_failed(call, first)
         return second
 
     def _failed(self, call: _Call, attempt: Attempt, failure: AttemptFailed) -> None:
@@ -298,8 +307,8 @@ class Completions:
                     piece = await attempt.more()
         except (AttemptFailed, TimeoutError) as error:
             failure = error if isinstance(error, AttemptFailed) else attempt.timed_out()
-            if call.placement.arm == "candidate" and attempt.number == 0:
-                self._candidate_failed(call, attempt)
+            if call.placement.on_trial and attempt.number == 0:
+                self._trial_failed(call, attempt)
             else:
                 self._record(call, attempt, "error")
             told = failure.api_error(call.request.model).body()
@@ -325,18 +334,24 @@ class Completions:
             return min(left, call.entry.route.time_to_first_byte)
         return left / 2 if may_fall_back else left
 
-    def _candidate_failed(self, call: _Call, attempt: Attempt) -> None:
+    def _standing(self, call: _Call) -> Standing:
+        """Of the revision on trial."""
+        in_experiment = call.placement.experiment is not None
+        return call.entry.standing(call.placement.target.revision) if in_experiment else call.entry.candidate
+
+    def _trial_failed(self, call: _Call, attempt: Attempt) -> None:
         self._record(call, attempt, "error")
-        if call.entry.candidate_failed(self._clock.monotonic(), self._settings.eject_seconds):
-            self._metrics.ejected(call.entry.route.service)
-            log.warning("%s: the candidate failed %d times in a row and is ejected for %.0f s",
-                        call.entry.route.service, call.entry.failures, self._settings.eject_seconds)  # fmt: skip
+        route, standing, seconds = call.entry.route, self._standing(call), self._settings.eject_seconds
+        if standing.failed(self._clock.monotonic(), route.eject_after, seconds):
+            self._metrics.ejected(route.service)
+            log.warning("%s: %s failed %d times in a row and is ejected for %.0f s",
+                        route.service, attempt.target.revision, standing.failures, seconds)  # fmt: skip
 
     def _record(self, call: _Call, attempt: Attempt, outcome: Outcome) -> None:
         placement = call.placement
         call.unrecorded.remove(attempt)
-        if outcome == "ok" and placement.arm == "candidate" and attempt.number == 0:
-            call.entry.candidate_succeeded()
+        if outcome == "ok" and placement.on_trial and attempt.number == 0:
+            self._standing(call).succeeded()
         if call.entry.route.rules is not None:
             outcome = self._settle(call, call.entry.route.rules, attempt, outcome)
         row = observation(
@@ -346,6 +361,7 @@ class Completions:
             request_id=call.request_id,
             kind="live",
             route=call.entry.route,
+            rollout=placement.experiment.id if placement.experiment is not None else call.entry.route.rollout,
             arm=placement.arm,
             unit=placement.unit,
             bucket=placement.bucket,
@@ -370,20 +386,23 @@ class Completions:
 
     def _expose(self, call: _Call) -> None:
         route, placement = call.entry.route, call.placement
-        if route.rollout is None or placement.bucket is None:
+        tried = placement.experiment
+        rollout = route.rollout if tried is None else tried.id
+        horizon, settle = (route.horizon, route.settle) if tried is None else (tried.horizon, tried.settle)
+        if rollout is None or placement.bucket is None:
             raise Unavailable("The routing table is inconsistent.")
         self._recorder.record(
             Exposure(
-                rollout=route.rollout,
+                rollout=rollout,
                 service=route.service,
                 unit=placement.unit,
                 arm=placement.arm,
                 bucket=placement.bucket,
-                step=route.step,
+                step=route.step if tried is None else 0,
                 route_version=route.version,
                 first_at=call.started_at,
-                horizon_at=call.started_at + route.horizon,
-                closes_at=call.started_at + route.horizon + route.settle,
+                horizon_at=call.started_at + horizon,
+                closes_at=call.started_at + horizon + settle,
                 gateway=self._recorder.gateway,
                 boot=self._recorder.boot,
                 sequence=self._recorder.next_sequence(),

@@ -17,9 +17,10 @@ from pathlib import Path
 import msgspec
 from yarl import URL
 
+from services.common.assignment import BUCKETS, bucket_of, group_of
 from services.common.clock import Clock
 from services.common.patterns import BadPattern
-from services.common.routing import Allowance, Route, Rules, Target
+from services.common.routing import Allowance, Experiment, Group, Route, Rules, Target
 from services.common.wire import NotFound
 from services.gateway.content_filters import Filter
 from services.gateway.errors import BadRoute
@@ -32,8 +33,47 @@ log = logging.getLogger(__name__)
 _cache_decoder = msgspec.json.Decoder(list[Route])
 
 
+class Standing:
+    """How a revision on trial does in this gateway: so many failures in a row eject it for some time."""
+
+    def __init__(self) -> None:
+        self.failures = 0
+        self.ejected_until = float("-inf")
+
+    def succeeded(self) -> None:
+        self.failures = 0
+
+    def failed(self, now: float, eject_after: int, eject_seconds: float) -> bool:
+        """Counts a failure; True when it ejects the revision. After the pause one failure more ejects it again, one success clears it."""
+        self.failures += 1
+        if self.failures < eject_after or now < self.ejected_until:
+            return False
+        self.ejected_until = now + eject_seconds
+        return True
+
+
+class Trial:
+    """One experiment, with what is worth preparing once."""
+
+    def __init__(self, service: str, experiment: Experiment) -> None:
+        try:
+            self._salt = bytes.fromhex(experiment.salt)
+        except ValueError:
+            raise BadRoute(f"{service}: the salt of experiment {experiment.id} is not hexadecimal") from None
+        self._shares = tuple(group.share for group in experiment.groups)
+        if sum(self._shares) > BUCKETS or min(self._shares, default=0) < 0:
+            raise BadRoute(f"{service}: the groups of experiment {experiment.id} do not fit into {BUCKETS} buckets")
+        self.experiment = experiment
+
+    def group_of(self, unit: str) -> tuple[Group, int] | None:
+        """The unit's group and bucket; None: it is outside."""
+        bucket = bucket_of(self._salt, self.experiment.id, unit)
+        index = group_of(bucket, self._shares)
+        return None if index is None else (self.experiment.groups[index], bucket)
+
+
 class Entry:
-    """One service's route with what is worth preparing once, and the candidate's standing with this gateway."""
+    """One service's route with what is worth preparing once, and the standing of revisions on trial with this gateway."""
 
     def __init__(self, route: Route) -> None:
         if not 0 <= route.weight <= 5_000:
@@ -53,10 +93,16 @@ class Entry:
         self.published = route
         self.route = _prompted(route, rules.prompt) if rules.prompt is not None else route
         """As published, with the service's prompt before each revision's own."""
+        self.trials = tuple(Trial(route.service, experiment) for experiment in self.route.experiments)
         self._urls = {target.revision: _urls(route.service, target) for target in _targets(route)}
         self._turn = itertools.count()
-        self.failures = 0
-        self.ejected_until = float("-inf")
+        self.candidate = Standing()
+        self.variants: dict[str, Standing] = {}
+        """By revision: those of experiments."""
+
+    def standing(self, revision: str) -> Standing:
+        """Of a variant's revision."""
+        return self.variants.setdefault(revision, Standing())
 
     def urls(self, target: Target, endpoint: Endpoint) -> list[URL]:
         """Where to send a request for a revision: all its addresses, beginning with the next in turn, then the one in reserve."""
@@ -65,17 +111,6 @@ class Entry:
             first = next(self._turn) % len(urls)
             urls = urls[first:] + urls[:first]
         return urls + reserve
-
-    def candidate_succeeded(self) -> None:
-        self.failures = 0
-
-    def candidate_failed(self, now: float, eject_seconds: float) -> bool:
-        """Counts a failure; True when it ejects the candidate. After the pause one failure more ejects it again, one success clears it."""
-        self.failures += 1
-        if self.failures < self.route.eject_after or now < self.ejected_until:
-            return False
-        self.ejected_until = now + eject_seconds
-        return True
 
 
 class RoutingTable:
@@ -115,7 +150,7 @@ class RoutingTable:
         return self.contact_age < self._lease_seconds
 
     def candidate_allowed(self, entry: Entry) -> bool:
-        return self.lease_valid and self._clock.monotonic() >= entry.ejected_until
+        return self.lease_valid and self._clock.monotonic() >= entry.candidate.ejected_until
 
     def services(self) -> list[str]:
         return sorted(self._entries)
@@ -172,7 +207,9 @@ class RoutingTable:
                 log.error("route version %d refused: %s", route.version, error)
                 continue
             if old is not None and old.route.candidate == entry.route.candidate:
-                entry.failures, entry.ejected_until = old.failures, old.ejected_until
+                entry.candidate = old.candidate
+            if old is not None and old.route.experiments == entry.route.experiments:
+                entry.variants = old.variants
             self._entries[route.service] = entry
             self._removed.pop(route.service, None)
             self._known_since.setdefault(route.service, self.store_time())
@@ -271,16 +308,25 @@ def _prompted(route: Route, prompt: str) -> Route:
         own = f"\n\n{target.system_prompt}" if target.system_prompt else ""
         return msgspec.structs.replace(target, system_prompt=prompt + own)
 
+    def with_prompts(experiment: Experiment) -> Experiment:
+        groups = tuple(
+            msgspec.structs.replace(group, target=with_prompt(group.target)) if group.target is not None else group
+            for group in experiment.groups
+        )
+        return msgspec.structs.replace(experiment, groups=groups)
+
     return msgspec.structs.replace(
         route,
         stable=with_prompt(route.stable),
         candidate=with_prompt(route.candidate) if route.candidate is not None else None,
         pinned=tuple(with_prompt(target) for target in route.pinned),
+        experiments=tuple(with_prompts(experiment) for experiment in route.experiments),
     )
 
 
 def _targets(route: Route) -> list[Target]:
-    return [target for target in (route.stable, route.candidate, *route.pinned) if target is not None]
+    variants = (group.target for experiment in route.experiments for group in experiment.groups)
+    return [target for target in (*variants, route.stable, route.candidate, *route.pinned) if target is not None]
 
 
 def _urls(service: str, target: Target) -> dict[Endpoint, tuple[list[URL], list[URL]]]:

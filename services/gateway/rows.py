@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-from services.common.assignment import Arm
 from services.common.routing import Route
 from services.gateway.recorder import Recorder
 from services.gateway.upstream import Attempt
@@ -19,7 +18,8 @@ def observation(
     request_id: str,
     kind: Literal["live", "mirror"],
     route: Route,
-    arm: Arm,
+    rollout: str | None,
+    arm: str,
     unit: str,
     started_at: float,
     bucket: int | None = None,
@@ -35,7 +35,7 @@ def observation(
         attempt=attempt.number,
         kind=kind,
         service=route.service,
-        rollout=route.rollout,
+        rollout=rollout,
         revision=attempt.target.revision,
         arm=arm,
         unit=unit,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from services.common.routing import Route
+from services.store import ExperimentRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,13 @@ class PublishRoute:
     """The gateways must obey this route; the store gives it its version."""
 
     route: Route
+
+
+@dataclass(frozen=True, slots=True)
+class KeepExperiment:
+    """An experiment stands like this from now on; stored before a route that names it."""
+
+    row: ExperimentRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +107,7 @@ Action = (
     | ScaleRevision
     | RemoveRevision
     | PublishRoute
+    | KeepExperiment
     | SetChampion
     | SetChallenger
     | ClearChallenger

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 from services.rollout import commands, reasons
 from services.rollout.actions import Action, ClearChallenger, SetChampion, TagVersion
 from services.rollout.deliberation import Deliberation
+from services.rollout.experiment import experiment
 from services.rollout.observed import EvidenceView, Observed, VersionInfo
 from services.rollout.pinning import pin
 from services.rollout.resources import LLMService
@@ -53,6 +54,7 @@ def decide(service: LLMService, observed: Observed, evidence: EvidenceView, now:
     if observed.caution is not None:
         d.condition("Plan", False, observed.caution.reason, observed.caution.message)
     pin(d)
+    experiment(d)
     commands.obey(d)
     if d.active:
         _interrupt(d)

@@ -6,16 +6,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
-from services.common.routing import Target
+from services.common.routing import Experiment, Target
 from services.rollout.actions import Action, Emit
 from services.rollout.freezing import frozen_until
 from services.rollout.observed import EvidenceView, Observed
 from services.rollout.resources import LLMService
 from services.rollout.status import Condition, Debt, RolloutStatus, ServiceStatus, Verdict
+
+
+class Beside(NamedTuple):
+    """How it stands with one version that runs beside stable. `reason`: what is wrong with it; None: nothing, it serves or will."""
+
+    message: str
+    target: Target | None = None
+    reason: str | None = None
 
 
 class Deliberation:
@@ -35,7 +43,11 @@ class Deliberation:
         self.pinned: tuple[Target, ...] = ()
         """Targets of pinned versions whose engines have answered."""
         self.pinned_engines: set[str] = set()
-        """What pinned versions need on the platform, answering or not."""
+        """What pinned versions and those of experiments need on the platform, answering or not."""
+        self.beside: dict[str, Beside] = {}
+        """How it stands with each of these versions."""
+        self.experiments: tuple[Experiment, ...] = ()
+        """What gateways shall be told of experiments."""
         self._rollout = observed.rollout
         self._conditions: dict[str, Condition] = {}
         self._waits: dict[str, Condition] = {}
@@ -56,6 +68,11 @@ class Deliberation:
     def active(self) -> bool:
         """Whether a rollout is under way."""
         return self._rollout is not None and self._rollout.active
+
+    @property
+    def experimenting(self) -> bool:
+        """Whether an experiment is under way."""
+        return any(row.ended_at is None for row in self.observed.experiments)
 
     def open(self, rollout: RolloutStatus) -> None:
         """A new rollout takes the place of the last one."""

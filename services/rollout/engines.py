@@ -108,7 +108,7 @@ def parts_of(service: LLMService, info: VersionInfo, bounds: tuple[int, int]) ->
 def replicas(d: Deliberation, engine: str) -> tuple[int, int]:
     """Fewest and most replicas that an engine shall have now: at least one where it is new and while a rollout lasts."""
     most = d.service.spec.engine.autoscaling.max
-    idle = d.observed.quiet and not d.active and engine in (d.observed.engines or {})
+    idle = d.observed.quiet and not (d.active or d.experimenting) and engine in (d.observed.engines or {})
     least = max(fewest(d.service, idle), _for_first_tokens(d, engine))
     if d.active and engine == d.rollout.engine:
         least = max(least, d.rollout.replicas)

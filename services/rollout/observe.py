@@ -79,9 +79,13 @@ class Observer:
         self._cautioned: tuple[LLMService, Caution | None] | None = None
 
     async def look(
-        self, service: LLMService, conditions: tuple[Condition, ...], refused: Mapping[str, Refusal]
+        self,
+        service: LLMService,
+        conditions: tuple[Condition, ...],
+        refused: Mapping[str, Refusal],
+        tried: tuple[str, ...] = (),
     ) -> Sight:
-        """Raises StoreError; nothing else that is away is an error."""
+        """`tried`: versions that experiments need. Raises StoreError; nothing else that is away is an error."""
         (stored, quiet, answers), aliases, engines = await asyncio.gather(
             asyncio.to_thread(self._read, service), self._steering(service), self._engines(service.name)
         )
@@ -102,7 +106,8 @@ class Observer:
             first_tokens=self._first_tokens(service, stored, engines, answers),
             users_per_day=self._traffic.users_per_day if self._traffic is not None else None,
             caution=await self._warned(service),
-            pinned=await self._pinned(service),
+            pinned=await self._pinned(service, tried),
+            tried=tried,
             refused=refused,
             commands=stored.commands,
             identity=self._identity(),
@@ -188,15 +193,16 @@ class Observer:
             self._aliases = Aliases(champion, challenger, owner=owner)
         return self._aliases
 
-    async def _pinned(self, service: LLMService) -> Mapping[str, VersionInfo | None]:
-        """The pinned versions; while the registry is away those that were known."""
+    async def _pinned(self, service: LLMService, tried: tuple[str, ...]) -> Mapping[str, VersionInfo | None]:
+        """The versions beside stable; while the registry is away those that were known."""
         names = service.spec.model
-        for version in names.pinned:
+        wanted = dict.fromkeys((*names.pinned, *tried))
+        for version in wanted:
             try:
                 self._versions[version] = await self._registry.version(names.registered_model, version)
             except RegistryError as error:
                 log.warning("registry: %s", error)
-        return {version: self._versions[version] for version in names.pinned if version in self._versions}
+        return {version: self._versions[version] for version in wanted if version in self._versions}
 
     async def _foreign_owner(self, service: LLMService) -> str | None:
         """Another owner of our aliases. Asked until they are ours, then not again."""

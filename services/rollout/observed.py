@@ -16,7 +16,7 @@ from services.rollout.platforms.base import RevisionState
 from services.rollout.resources import LLMService
 from services.rollout.scaling import FirstTokens
 from services.rollout.status import Condition, RolloutStatus
-from services.store import Command
+from services.store import Command, ExperimentRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +112,10 @@ class Observed:
     """Why, with this traffic, the resource asks for too much."""
     pinned: Mapping[str, VersionInfo | None] = field(default_factory=dict)
     """The versions of `spec.model.pinned` as the registry has them; None: it has no such version. Missing: it could not be asked."""
+    tried: tuple[str, ...] = ()
+    """Versions that experiments need beside stable; `pinned` has them too."""
+    experiments: tuple[ExperimentRow, ...] = ()
+    """The service's, past and present, in the order in which they began."""
     refused: Mapping[str, Refusal] = field(default_factory=dict)
     evaluations: Evaluations | None = None
     """Looked up in the gate; None: the registry could not be asked."""

@@ -1,33 +1,25 @@
-"""Pinned versions: each runs beside stable for tests and is reached as `model: NAME@vN` alone. Part of `decide`; pure.
+"""Pinned versions: each runs beside stable for tests and is reached as `model: NAME@vN` alone. Part of `decide`; pure. The versions of
+experiments are brought up in the same way.
 
 Nothing here may touch stable or a rollout: what goes wrong is told as the condition `Pinned`, and users are served all the same.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from services.common.routing import Target
 from services.rollout import reasons
 from services.rollout.actions import ScaleRevision
-from services.rollout.deliberation import Deliberation
+from services.rollout.deliberation import Beside, Deliberation
 from services.rollout.engines import parts_of, replicas
 from services.rollout.observed import VersionInfo
 from services.rollout.revisions import engine_name, engine_of, kind_of, model_of, target_of
 
 
-class _Standing(NamedTuple):
-    """How it stands with one pinned version. `reason`: what is wrong with it; None: nothing, it serves or will."""
-
-    message: str
-    target: Target | None = None
-    reason: str | None = None
-
-
 def pin(d: Deliberation) -> None:
     """Ensures what each pinned version needs on the platform, and finds its target. Before the stages, which compare routes."""
     wanted = d.service.spec.model.pinned
-    standings = [_stand(d, version) for version in wanted]
+    d.beside = {version: _stand(d, version) for version in dict.fromkeys((*wanted, *d.observed.tried))}
+    standings = [d.beside[version] for version in wanted]
     d.pinned = tuple(standing.target for standing in standings if standing.target is not None)
     amiss = [standing for standing in standings if standing.reason is not None]
     waiting = [standing.message for standing in standings if standing.target is None]
@@ -46,41 +38,50 @@ def pinned_targets(d: Deliberation) -> tuple[Target, ...]:
     return tuple(target for target in d.pinned if target.revision not in known)
 
 
-def _stand(d: Deliberation, version: str) -> _Standing:
-    known = next((t for t in (d.observed.route.pinned if d.observed.route else ()) if t.version == version), None)
+def _published(d: Deliberation) -> list[Target]:
+    """What gateways know of versions beside stable."""
+    route = d.observed.route
+    if route is None:
+        return []
+    tried = (group.target for experiment in route.experiments for group in experiment.groups)
+    return [*route.pinned, *(target for target in tried if target is not None)]
+
+
+def _stand(d: Deliberation, version: str) -> Beside:
+    known = next((t for t in _published(d) if t.version == version), None)
     if version not in d.observed.pinned:
-        return _Standing(f"v{version} cannot be looked up: the registry is away", known)
+        return Beside(f"v{version} cannot be looked up: the registry is away", known)
     info = d.observed.pinned[version]
     if info is None:
-        return _Standing(f"the registry has no version {version}", None, reasons.VERSION_MISSING)
+        return Beside(f"the registry has no version {version}", None, reasons.VERSION_MISSING)
     if kind_of(info) is None or (kind_of(info) == "adapter" and d.service.spec.engine.lora is None):
-        return _Standing(f"v{version} is of a kind that cannot be served here", None, reasons.KIND_UNSUPPORTED)
+        return Beside(f"v{version} is of a kind that cannot be served here", None, reasons.KIND_UNSUPPORTED)
     engine, model = engine_name(d.service, info), model_of(d.service, info)
     d.pinned_engines |= {engine, model}
     if d.observed.engines is None:
-        return _Standing(f"v{version}: the platform cannot be reached", known)
+        return Beside(f"v{version}: the platform cannot be reached", known)
     return _brought_up(d, info, engine)
 
 
-def _brought_up(d: Deliberation, info: VersionInfo, engine: str) -> _Standing:
+def _brought_up(d: Deliberation, info: VersionInfo, engine: str) -> Beside:
     fewest, most = replicas(d, engine)
     target = None
     for part in parts_of(d.service, info, (min(1, fewest), most)):
         state, refusal = (d.observed.engines or {}).get(part.name), d.observed.refused.get(part.name)
         if refusal is not None:
-            return _Standing(f"v{info.version}: {refusal.message}", None, refusal.reason)
+            return Beside(f"v{info.version}: {refusal.message}", None, refusal.reason)
         if state is not None and state.phase == "failed":
-            return _Standing(f"engine of v{info.version} failed: {state.message}", None, reasons.ENGINE_FAILED)
+            return Beside(f"engine of v{info.version} failed: {state.message}", None, reasons.ENGINE_FAILED)
         if state is None or state.phase == "absent":
             if all(getattr(action, "name", None) != part.name for action in d.actions):
                 d.actions.append(part)
-            return _Standing(f"v{info.version} is starting")
+            return Beside(f"v{info.version} is starting")
         if part.name == engine and engine not in _deciding(d) and state.replicas not in (None, part.replicas):
             d.actions.append(ScaleRevision(engine, part.replicas))
         if state.phase != "ready" or state.address is None:
-            return _Standing(f"v{info.version} is {state.phase}: {state.message}")
+            return Beside(f"v{info.version} is {state.phase}: {state.message}")
         target = target_of(d.service, info, state.address, state.direct)
-    return _Standing("", target)
+    return Beside("", target)
 
 
 def _deciding(d: Deliberation) -> set[str]:

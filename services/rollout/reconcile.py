@@ -15,11 +15,12 @@ from typing import Any
 from services.common.routing import Route
 from services.evidence import RateDetector, StateFault
 from services.rollout import removal
-from services.rollout.actions import Emit, PublishRoute
+from services.rollout.actions import Emit, KeepExperiment, PublishRoute
 from services.rollout.decide import Decision, decide
 from services.rollout.errors import RegistryError
 from services.rollout.evidence_fold import Evidence
 from services.rollout.execute import Executor
+from services.rollout.experiment_keeper import ExperimentKeeper
 from services.rollout.observe import Observer, Sight
 from services.rollout.observed import EvidenceView
 from services.rollout.plans import plans, segments_by_tenant
@@ -49,6 +50,7 @@ class Reconciler:
     def __init__(self, service: LLMService, store: Store, observer: Observer, executor: Executor) -> None:
         self.service = service
         self._store, self._observer, self._executor = store, observer, executor
+        self._experiments = ExperimentKeeper(store)
         self.conditions: tuple[Condition, ...] = ()
         self.last: Look | None = None
         self._retiring_since: float | None = None
@@ -64,7 +66,9 @@ class Reconciler:
             StoreError: nothing was decided; what was folded is forgotten and read again from the store.
         """
         try:
-            sight = await self._observer.look(self.service, self.conditions, self._executor.refused)
+            tried = await asyncio.to_thread(self._experiments.versions, self.service)
+            sight = await self._observer.look(self.service, self.conditions, self._executor.refused, tried)
+            sight = await asyncio.to_thread(self._experiments.look, self.service, sight)
             rules = sight.observed.rules or self.service
             evidence = await self._folded(sight, rules)
             step = sight.observed.rollout.step if sight.observed.rollout else 0
@@ -76,6 +80,7 @@ class Reconciler:
                 await asyncio.to_thread(self._commit, sight, decision, evidence, view)
         except StoreError:
             self._evidence_of = None
+            self._experiments.forget()
             raise
         rollout = decision.status.rollout
         if rollout is not None and rollout.id == sight.observed.identity.id:
@@ -101,6 +106,7 @@ class Reconciler:
         decision = removal.end(self.service, sight.observed, forgotten, elapsed, sight.now)
         await asyncio.to_thread(self._commit, sight, decision, None, EvidenceView())
         await asyncio.to_thread(self._store.remove_route, self.service.name)
+        await asyncio.to_thread(self._experiments.retire, self.service, sight.now)
         await self._executor.run(self.service, sight.observed.rules or self.service, decision.actions)
         waiting = removal.waiting(sight.observed, decision.status.rollout, forgotten, elapsed)
         if waiting is None:
@@ -211,6 +217,9 @@ class Reconciler:
         audit = [self._entry(sight.now, decision, action) for action in decision.actions if isinstance(action, Emit)]
         for entry in audit:
             log.info("%s: %s %s: %s", entry.service, entry.action, entry.reason, entry.message)
+        for action in decision.actions:
+            if isinstance(action, KeepExperiment):
+                self._experiments.keep(action.row, sight.now)
         route = next((action.route for action in decision.actions if isinstance(action, PublishRoute)), None)
         rollout = decision.status.rollout
         if rollout is None:
@@ -245,6 +254,7 @@ class Reconciler:
     def _entry(self, at: float, decision: Decision, event: Emit) -> AuditEntry:
         rollout = decision.status.rollout
         about = rollout.id if rollout is not None and event.action != "condition" else None
+        about = event.evidence.get("experiment", about)
         return AuditEntry(
             at=at,
             service=self.service.name,

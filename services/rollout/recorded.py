@@ -24,7 +24,7 @@ from services.rollout.platforms.base import RevisionState
 from services.rollout.resources import LLMService
 from services.rollout.revisions import engine_of
 from services.rollout.status import Condition, Counts, Debt, RolloutStatus
-from services.store import AuditEntry, ClosedUnit, Command, Judgement, MirroredPair, RolloutRow, Store
+from services.store import AuditEntry, ClosedUnit, Command, ExperimentRow, Judgement, MirroredPair, RolloutRow, Store
 
 Place = tuple[str, int]
 """Stage and step."""
@@ -181,6 +181,20 @@ class RecordedStore(Store):
     def append_audit(self, entries: Sequence[AuditEntry]) -> None:
         self.told += entries
 
+    def experiments(self, service: str | None = None) -> list[ExperimentRow]:
+        """None: a rollout's users take part in no experiment, so none has a say in it."""
+        return []
+
+    def commit_experiment(
+        self,
+        row: ExperimentRow,
+        *,
+        at: float,
+        evidence: Mapping[str, Any] | None = None,
+        readings: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        """A replay begins and ends none."""
+
     def publish_route(self, route: Route) -> Route:
         self.route_now = msgspec.structs.replace(route, version=self.route_now.version + 1)
         return self.route_now
@@ -240,7 +254,11 @@ class RecordedObserver(Observer):
         """Whether something outside keeps the stage from ending."""
 
     async def look(
-        self, service: LLMService, conditions: tuple[Condition, ...], refused: Mapping[str, Refusal]
+        self,
+        service: LLMService,
+        conditions: tuple[Condition, ...],
+        refused: Mapping[str, Refusal],
+        tried: tuple[str, ...] = (),
     ) -> Sight:
         route, status, at = self._recorded.route_now, self.status, self._recorded.now_at.at
         orders = tuple(order for order in self._course.orders if order.at <= at and order.id not in self._handed)

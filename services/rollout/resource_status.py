@@ -257,7 +257,7 @@ def _degraded(rollout: RolloutStatus | None, conditions: Sequence[Condition], se
 
 
 _AS_EXPECTED: Final = (reasons.SERVING, reasons.SCALED_TO_ZERO, reasons.ROLLING_TO_CHAMPION)
-_HARMLESS: Final = ("Serving", "Challenger", "EngineFields", "Pinned", "Plan")
+_HARMLESS: Final = ("Serving", "Challenger", "EngineFields", "Pinned", "Plan", "Experiments")
 """Judged above, gone with the next look, or no harm to anybody served."""
 
 

@@ -7,6 +7,7 @@ Field names are camelCase outside and snake_case inside; unknown fields are erro
 resources_engine    how versions are made servable
 resources_rollout   stages, judge, freeze windows, notifications
 resources_metrics   metrics, guardrails, goals, segments
+resources_experiment  A/B experiments
 resources_gateway   quotas, content filters, system prompt
 resources_base      what the models share
 """
@@ -16,11 +17,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from services.rollout.durations import Days
-from services.rollout.resources_base import Resource, cel
+from services.rollout.resources_base import PinnedVersion, Resource, cel, keyed
 from services.rollout.resources_engine import Engine
+from services.rollout.resources_experiment import Experiment, distinct
 from services.rollout.resources_gateway import Gateway
 from services.rollout.resources_metrics import (
     METRICS,
@@ -57,9 +59,6 @@ API_VERSION: Final = "understudy.dev/v1alpha1"
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?$", max_length=40)]
 """A revision's name adds version and hash, and must fit a label of Kubernetes (63 characters)."""
-
-PinnedVersion = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,8}$", max_length=9)]
-"""A version number of the registry."""
 
 
 class Metadata(Resource):
@@ -134,6 +133,12 @@ class Spec(Resource):
     model: Model = Field(description="The registered model and its aliases.")
     engine: Engine = Field(default_factory=Engine, description="How versions are made servable.")
     rollout: Rollout = Field(default_factory=Rollout, description="How a new version is brought in.")
+    experiments: Annotated[tuple[Experiment, ...], AfterValidator(distinct)] = Field(
+        default=(),
+        max_length=4,
+        json_schema_extra=keyed("name"),
+        description="Versions compared on live users, with nothing to promote.",
+    )
     gateway: Gateway = Field(default_factory=Gateway, description="Quotas, content filters and prompt of the service.")
     privacy: Privacy = Field(default_factory=Privacy, description="What of prompts and answers may be kept.")
     retention: Retention = Field(default_factory=Retention, description="How long the store keeps rows.")

@@ -42,3 +42,6 @@ SecretVariable = Annotated[str, StringConstraints(pattern=r"^UNDERSTUDY_SECRET_[
 
 Label = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$", max_length=63)]
 """A name as Kubernetes gives them within one object."""
+
+PinnedVersion = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,8}$", max_length=9)]
+"""A version number of the registry."""

@@ -76,27 +76,27 @@ _MEANING: Final = (
 )
 
 
-def _among(names: Any) -> str:
+def among(names: Any) -> str:
     return f"[{', '.join(repr(name) for name in METRICS if name in names)}]"
 
 
 _SAID: Final = [name for name, metric in METRICS.items() if metric.stages == ("canary",)]
-_WIDE: Final = [name for name, metric in METRICS.items() if metric.widest > 4]
-_QUANTILE_RULE: Final = (
-    f"!has(self.quantile) || self.metric in {_among(QUANTILES)}",
+WIDE: Final = [name for name, metric in METRICS.items() if metric.widest > 4]
+QUANTILE_RULE: Final = (
+    f"!has(self.quantile) || self.metric in {among(QUANTILES)}",
     f"quantile belongs to {', '.join(name for name in METRICS if name in QUANTILES)}",
     "quantile",
 )
 
 
-def _quantile(data: Any) -> Any:
+def with_quantile(data: Any) -> Any:
     """A quantile metric that names no quantile has the common one."""
     if isinstance(data, dict) and data.get("metric") in QUANTILES and data.get("quantile") is None:
         return {**data, "quantile": COMMON_QUANTILE}
     return data
 
 
-def _no_foreign_quantile(metric: str, quantile: float | None) -> None:
+def no_foreign_quantile(metric: str, quantile: float | None) -> None:
     if quantile is not None and metric not in QUANTILES:
         raise ValueError(
             f"quantile belongs to {', '.join(name for name in METRICS if name in QUANTILES)}, not to {metric}"
@@ -108,13 +108,13 @@ class Guardrail(Resource):
 
     model_config = cel(
         (
-            f"self.metric in {_among(_WIDE)} || self.margin < (self.metric == 'rating' ? 4.0 : 1.0)",
+            f"self.metric in {among(WIDE)} || self.margin < (self.metric == 'rating' ? 4.0 : 1.0)",
             "margin must be below 1 (rating: 4): a share of users or points, or a fall of tokensPerSecond",
             "margin",
         ),
-        _QUANTILE_RULE,
+        QUANTILE_RULE,
         (
-            f"!has(self.stages) || !('rehearsal' in self.stages) || !(self.metric in {_among(_SAID)})",
+            f"!has(self.stages) || !('rehearsal' in self.stages) || !(self.metric in {among(_SAID)})",
             "stages: what users say is not measured in rehearsal, no user sees it",
             "stages",
         ),
@@ -148,7 +148,7 @@ class Guardrail(Resource):
     def _defaults(cls, data: Any) -> Any:
         if isinstance(data, dict) and not data.get("stages") and data.get("metric") in METRICS:
             data = {**data, "stages": METRICS[data["metric"]].stages}
-        return _quantile(data)
+        return with_quantile(data)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -160,7 +160,7 @@ class Guardrail(Resource):
             raise ValueError(
                 f"the margin of {self.metric} is {share} and must be below {measured.widest:g}, not {self.margin}"
             )
-        _no_foreign_quantile(self.metric, self.quantile)
+        no_foreign_quantile(self.metric, self.quantile)
         wrong = [stage for stage in self.stages if stage not in measured.stages]
         if wrong:
             raise ValueError(
@@ -187,12 +187,12 @@ class Goal(Resource):
     model_config = cel(
         ("self.metric != 'judge'", "metric: judge is no goal, goals are shown by users in the last step", "metric"),
         (
-            f"self.metric in {_among(_WIDE)} ? self.improvement < 1.0 : self.metric == 'tokensPerSecond' || "
+            f"self.metric in {among(WIDE)} ? self.improvement < 1.0 : self.metric == 'tokensPerSecond' || "
             "self.improvement < (self.metric == 'rating' ? 4.0 : 1.0)",
             "improvement must be below 1 (rating: 4)",
             "improvement",
         ),
-        _QUANTILE_RULE,
+        QUANTILE_RULE,
     )
 
     metric: Metric = Field(description="As in guardrails; not judge.")
@@ -204,7 +204,7 @@ class Goal(Resource):
     @model_validator(mode="before")
     @classmethod
     def _defaults(cls, data: Any) -> Any:
-        return _quantile(data)
+        return with_quantile(data)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -213,7 +213,7 @@ class Goal(Resource):
         most = {"rating": 4.0, "tokensPerSecond": 100.0}.get(self.metric, 1.0)
         if self.improvement >= most:
             raise ValueError(f"the improvement of {self.metric} must be below {most:g}, not {self.improvement}")
-        _no_foreign_quantile(self.metric, self.quantile)
+        no_foreign_quantile(self.metric, self.quantile)
         return self
 
 

@@ -57,6 +57,7 @@ def wanted_route(d: Deliberation) -> Route | None:
         stable=d.stable,
         rules=d.service.spec.gateway.published(),
         pinned=pinned_targets(d),
+        experiments=d.experiments,
         hold=hold_of(d.service),
     )
     if not d.active or not d.rollout.undecided or not d.rollout.admitted or d.candidate is None:

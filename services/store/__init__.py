@@ -5,6 +5,7 @@ recording.py      records of the gateways      streams.py       proof that none 
 routing.py        routes, leases               judging.py       material for the judge, and scores
 closing.py        units and pairs that closed  rollouts.py      rollouts, evidence, audit, commands
 history.py        baseline, series             housekeeping.py  erasure, retention
+experiments.py    A/B experiments
 standing.py       where a service stands: all of it that a look begins with
 usage.py          users in time, for plans
 schema.py         tables                       migration.py, migrations/
@@ -19,6 +20,7 @@ from services.store.rows import (
     AuditEntry,
     ClosedUnit,
     Command,
+    ExperimentRow,
     GatewayLease,
     JudgeMaterial,
     Judgement,
@@ -32,6 +34,7 @@ __all__ = [
     "AuditEntry",
     "ClosedUnit",
     "Command",
+    "ExperimentRow",
     "Exposure",
     "Feedback",
     "FeedbackKind",

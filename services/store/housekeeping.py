@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Table, and_, delete, or_, select, tuple_
+from sqlalchemy import ColumnElement, Table, and_, delete, or_, select, tuple_, union_all
 
 from services.store.database import Database
 from services.store.judging import MATERIAL_SECONDS
@@ -15,6 +15,7 @@ from services.store.schema import (
     assignment_faults,
     audit,
     commands,
+    experiments,
     exposures,
     feedback,
     judge_material,
@@ -50,8 +51,8 @@ class Housekeeping:
     def prune(self, service: str, older_than: float, audit_older_than: float) -> int:
         """Delete a service's rows from before the time `older_than` (not an age), and its audit entries from before `audit_older_than`.
 
-        Kept whatever their age: rows of rollouts that have not finished, the newest route, rollouts. With any service go the judge's
-        material after an hour, and what is left of gateways that have not been heard of since `older_than`.
+        Kept whatever their age: rows of rollouts and experiments that have not finished, the newest route, rollouts, experiments.
+        With any service go the judge's material after an hour, and what is left of gateways that have not been heard of since `older_than`.
 
         Returns:
             How many rows there were.
@@ -69,7 +70,7 @@ class Housekeeping:
         answered = and_(commands.c.service == service, commands.c.handled_at < older_than)
         deleted += self._delete(commands, answered)
         deleted += self._delete(audit, and_(audit.c.service == service, audit.c.at < audit_older_than))
-        own = select(rollouts.c.id).where(rollouts.c.service == service)
+        own = union_all(*(select(table.c.id).where(table.c.service == service) for table in (rollouts, experiments)))
         for table, time in (
             (exposures, exposures.c.closes_at),
             (assignment_faults, assignment_faults.c.at),
@@ -93,15 +94,18 @@ class Housekeeping:
 
 
 def _finished(table: Table) -> ColumnElement[bool]:
-    """The row belongs to no rollout, or to one that does not run."""
-    running = select(rollouts.c.id).where(rollouts.c.finished_at.is_(None))
-    return or_(table.c.rollout.is_(None), table.c.rollout.not_in(running))
+    """The row belongs to no rollout or experiment, or to one that does not run."""
+    return or_(table.c.rollout.is_(None), table.c.rollout.not_in(_running()))
 
 
 def _of_no_running_rollout() -> ColumnElement[bool]:
-    running = select(rollouts.c.id).where(rollouts.c.finished_at.is_(None))
     return ~(
         select(observations.c.request_id)
-        .where(observations.c.request_id == feedback.c.request_id, observations.c.rollout.in_(running))
+        .where(observations.c.request_id == feedback.c.request_id, observations.c.rollout.in_(_running()))
         .exists()
     )
+
+
+def _running() -> Any:
+    """Ids of the rollouts and experiments that have not finished."""
+    return union_all(*(select(table.c.id).where(table.c.finished_at.is_(None)) for table in (rollouts, experiments)))

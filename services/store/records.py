@@ -11,8 +11,6 @@ from typing import Literal
 
 import msgspec
 
-from services.common.assignment import Arm
-
 Outcome = Literal["ok", "error", "client_error", "cancelled", "filtered"]
 """ok: answered whole. error: the engine failed or timed out. client_error: the engine refused the request (4xx).
 cancelled: the client left. filtered: the engine answered, a content filter of the service withheld the answer or its end."""
@@ -31,9 +29,10 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True, tag_field="record",
     kind: Literal["live", "mirror"] = "live"
     service: str
     rollout: str | None = None
+    """Of a unit that takes part in an experiment: the experiment's id."""
     revision: str
-    arm: Arm
-    """Of a mirrored pair: `candidate`, or `control` for the copy that stable answered."""
+    arm: str
+    """`stable`, `control` or `candidate` (of a mirrored pair `control` is the copy that stable answered); of an experiment the group."""
     unit: str
     bucket: int | None = None
     step: int = 0
@@ -66,12 +65,14 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True, tag_field="record",
 
 
 class Exposure(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", tag="exposure"):
-    """A unit's first live request in a rollout on control or candidate. Key in the store: (rollout, unit); the first one stored stays."""
+    """A unit's first live request in a rollout on control or candidate, or in an experiment. Key in the store: (rollout, unit); the first
+    one stored stays.
+    """
 
     rollout: str
     service: str
     unit: str
-    arm: Arm
+    arm: str
     bucket: int
     step: int
     route_version: int

@@ -104,6 +104,23 @@ class RolloutRow:
 
 
 @dataclass(frozen=True, slots=True)
+class ExperimentRow:
+    """One A/B experiment. `spec`: its part of the resource as it began; `status`: the controller's own document."""
+
+    id: str
+    """`SERVICE:NAME`; its exposures, evidence and readings have it as their rollout."""
+    service: str
+    name: str
+    started_at: float
+    ended_at: float | None
+    """No more users since then."""
+    finished_at: float | None
+    """Everything that was measured is in the evidence."""
+    spec: Mapping[str, Any]
+    status: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class AuditEntry:
     """Who did what, and on which evidence."""
 

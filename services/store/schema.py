@@ -27,7 +27,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeDecorator
 
-SCHEMA_REVISION: Final = "0001"
+SCHEMA_REVISION: Final = "0002"
 """Alembic's newest revision. Kept here so that a gateway can check the schema without importing Alembic."""
 
 
@@ -262,6 +262,22 @@ readings = Table(
     Column("metric", String, primary_key=True),
     Column("document", Document, nullable=False),
 )
+
+experiments = (
+    Table(  # their exposures, evidence and readings stand in the tables of rollouts, under the experiment's id
+        "experiments",
+        metadata,
+        Column("id", String, primary_key=True),
+        Column("service", String, nullable=False),
+        Column("name", String, nullable=False),
+        Column("started_at", Double, nullable=False),
+        Column("ended_at", Double),
+        Column("finished_at", Double),
+        Column("spec", Document, nullable=False),
+        Column("status", Document, nullable=False),
+    )
+)
+Index("experiments_service", *(experiments.c[c] for c in ("service", "started_at")))
 
 audit = Table(
     "audit",

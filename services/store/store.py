@@ -9,6 +9,7 @@ from __future__ import annotations
 from services.common.clock import Clock, SystemClock
 from services.store.closing import Closing
 from services.store.database import Database, parse_url
+from services.store.experiments import Experiments
 from services.store.history import History
 from services.store.housekeeping import Housekeeping
 from services.store.judging import Judging
@@ -20,7 +21,9 @@ from services.store.streams import Streams
 from services.store.usage import Usage
 
 
-class Store(Recording, Streams, Routing, Closing, Judging, Rollouts, Standings, History, Usage, Housekeeping):
+class Store(
+    Recording, Streams, Routing, Closing, Judging, Rollouts, Experiments, Standings, History, Usage, Housekeeping
+):
     """One database. Thread-safe; several processes may have it open.
 
     Every method raises StoreUnavailable (repeat later), StoreCorrupt, SchemaMismatch, or plain StoreError where a row is refused.

@@ -17,6 +17,7 @@ from services.rollout.actions import (
     ApplyRevision,
     ClearChallenger,
     Emit,
+    KeepExperiment,
     PublishRoute,
     RemoveRevision,
     ScaleRevision,
@@ -25,6 +26,7 @@ from services.rollout.actions import (
     TagVersion,
 )
 from services.rollout.decide import Decision, decide
+from services.rollout.experiment import versions
 from services.rollout.observed import (
     Aliases,
     Evaluation,
@@ -40,7 +42,7 @@ from services.rollout.platforms.base import RevisionState
 from services.rollout.resources import LLMService
 from services.rollout.scaling import FirstTokens
 from services.rollout.status import RolloutStatus, ServiceStatus
-from services.store import Command
+from services.store import Command, ExperimentRow
 
 
 def service(**rollout: Any) -> LLMService:
@@ -112,6 +114,7 @@ class World:
         self.removed: list[str] = []
         self.scaled: list[tuple[str, tuple[int, int]]] = []
         self.quiet = False
+        self.experiments: dict[str, ExperimentRow] = {}
         self.first_tokens: FirstTokens | None = None
         self.caution: Caution | None = None
         self.users_per_day: float | None = None
@@ -137,6 +140,7 @@ class World:
         evaluations = None
         if status is not None and status.stage == "gate" and not self.registry_away:
             evaluations = Evaluations(self.evaluations[status.version], self.evaluations[status.champion_version])
+        tried = versions(self.service.spec.experiments, list(self.experiments.values()))
         tagged = status is not None and status.debt.tag and not self.registry_away
         return Observed(
             route=self.route,
@@ -152,7 +156,11 @@ class World:
             first_tokens=self.first_tokens,
             caution=self.caution,
             users_per_day=self.users_per_day,
-            pinned={v: self.versions.get(v) for v in self.service.spec.model.pinned if not self.registry_away},
+            pinned={
+                v: self.versions.get(v) for v in (*self.service.spec.model.pinned, *tried) if not self.registry_away
+            },
+            tried=tried,
+            experiments=tuple(self.experiments.values()),
             refused=self.refused,
             evaluations=evaluations,
             commands=tuple(self.commands.values()),
@@ -226,6 +234,8 @@ class World:
                 self.removed.append(name)
             case PublishRoute(route=route):
                 self.route = msgspec.structs.replace(route, version=self.route.version + 1 if self.route else 1)
+            case KeepExperiment(row=row):
+                self.experiments[row.id] = row
             case Emit():
                 self.audit.append(action)
             case AnswerCommand(id=id_, answer=answer):

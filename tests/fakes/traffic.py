@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from services.common.assignment import arm_of, bucket_of
+from services.common.assignment import arm_of, bucket_of, group_of
 from services.common.routing import Route
 from services.rollout.resources import LLMService
 from services.store import Exposure, Feedback, GatewayLease, Observation, Record, Store
@@ -64,19 +64,28 @@ class Traffic:
         arm: Any = "stable"
         bucket = None
         records: list[Record] = []
-        if route.stage == "canary" and route.rollout is not None:
-            bucket = bucket_of(bytes.fromhex(route.salt), route.rollout, unit)
+        rollout, horizon, settle = route.rollout, route.horizon, route.settle
+        if route.stage == "canary" and rollout is not None:
+            bucket = bucket_of(bytes.fromhex(route.salt), rollout, unit)
             arm = arm_of(bucket, route.weight)
         target = route.candidate if arm == "candidate" and route.candidate is not None else route.stable
+        for one in route.experiments:
+            place = bucket_of(bytes.fromhex(one.salt), one.id, unit)
+            index = group_of(place, [group.share for group in one.groups])
+            if index is not None:
+                group, bucket = one.groups[index], place
+                arm, target = group.name, group.target or route.stable
+                rollout, horizon, settle = one.id, one.horizon, one.settle
+                break
         common: dict[str, Any] = {
-            "service": route.service, "rollout": route.rollout, "unit": unit, "route_version": route.version, "step": route.step,
+            "service": route.service, "rollout": rollout, "unit": unit, "route_version": route.version, "step": route.step,
         }  # fmt: skip
         if arm != "stable":
             assert bucket is not None
             records.append(
                 Exposure(
-                    **common, arm=arm, bucket=bucket + int(self.wrong_bucket), first_at=at, horizon_at=at + route.horizon,
-                    closes_at=at + route.horizon + route.settle, **self._stamp(),
+                    **common, arm=arm, bucket=bucket + int(self.wrong_bucket), first_at=at, horizon_at=at + horizon,
+                    closes_at=at + horizon + settle, **self._stamp(),
                 )
             )  # fmt: skip
         request = f"request-{self._users}"

@@ -227,3 +227,14 @@ async def test_a_rollout_that_fell_at_the_gate_has_nothing_to_play(make: Make) -
     assert found.recorded.stage == "gate"
     assert found.replayed == found.recorded
     assert "nothing can be played" in found.limits[0]
+
+
+async def test_a_replay_begins_no_experiment(make: Make) -> None:
+    document = rules().model_dump(mode="json", by_alias=True)
+    variants = [{"name": name, "weight": 10, "version": "1"} for name in ("plain", "warm")]
+    document["spec"]["experiments"] = [{"name": "tone", "variants": variants, "metrics": [{"metric": "errors"}]}]
+    world = make(Behaviour(failure=0.8))
+    await world.play(over)
+    played = await again(world, LLMService.model_validate(document))
+    assert played is not None
+    assert world.store.experiments() == []
