@@ -4,6 +4,7 @@ Called by `services.rollout`. Imports numpy and the standard library alone; read
 environment. `docs/concepts/evidence.md` explains what is tested and why.
 """
 
+from services.evidence.bets import adaptive_bets, design_bets
 from services.evidence.combine import Combined, combine, harm_level, stage_levels
 from services.evidence.detectors import RateDetector
 from services.evidence.errors import AssignmentFault, ClockFault, EvidenceError, PlanFault, StateFault, ValueFault
@@ -11,12 +12,11 @@ from services.evidence.guardrail import Guardrail
 from services.evidence.means import Moments, asymptotic_halfwidth, relative_change, relative_interval
 from services.evidence.mixtures import BetaBinomialMixture, NormalMixture, bernoulli_interval
 from services.evidence.quantiles import quantile_ab_pvalue, quantile_interval, quantile_ranks
-from services.evidence.rates import AdaptiveBets, TwoSampleBernoulli, design_bets
+from services.evidence.rates import TwoSampleBernoulli
 from services.evidence.ratios import SampleRatio, log_multinomial_bayes_factor
 from services.evidence.summaries import Direction, GuardrailPlan, Reading, UnitValue
 
 __all__ = [
-    "AdaptiveBets",
     "AssignmentFault",
     "BetaBinomialMixture",
     "ClockFault",
@@ -35,6 +35,7 @@ __all__ = [
     "TwoSampleBernoulli",
     "UnitValue",
     "ValueFault",
+    "adaptive_bets",
     "asymptotic_halfwidth",
     "bernoulli_interval",
     "combine",

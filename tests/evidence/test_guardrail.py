@@ -154,7 +154,7 @@ def test_a_plan_that_contradicts_itself_is_refused(plan: GuardrailPlan, change: 
 
 def test_state_of_another_version_or_damaged_is_refused() -> None:
     state = Guardrail(RATE).to_json()
-    for damaged in ({**state, "version": 2}, {}, {**state, "evidence": {}}, {**state, "seen": []}):
+    for damaged in ({**state, "version": 1}, {}, {**state, "evidence": {}}, {**state, "seen": []}):
         with pytest.raises(StateFault):
             Guardrail.from_json(damaged)
 

@@ -22,13 +22,14 @@ def _verdicts(plan: GuardrailPlan, ratio: float, units: int, runs: int) -> tuple
     for seed in range(runs):
         rng = np.random.default_rng(seed)
         values = np.exp(0.4 * rng.standard_normal(units))
-        guardrail, ever = Guardrail(plan), False
-        for i, value in enumerate(values):
-            arm: Arm = "candidate" if i % 2 else "control"
-            scale = ratio if i % 2 else 1.0
-            step = i * plan.steps // units
-            guardrail.update([UnitValue(f"{i:05d}", arm, i, i + 60, step, float(value * scale))])
-            ever = ever or (i % 20 == 0 and guardrail.reading().non_inferior)
+        guardrail, ever, arms = Guardrail(plan), False, ("control", "candidate")
+        made = [
+            UnitValue(f"{i:05d}", arms[i % 2], i, i + 60, i * plan.steps // units, float(value * (1, ratio)[i % 2]))
+            for i, value in enumerate(values)
+        ]
+        for start in range(0, units, 20):
+            guardrail.update(made[start : start + 20])
+            ever = ever or guardrail.reading().non_inferior
         harmful += guardrail.reading().harmful
         passed += ever
     return harmful, passed
