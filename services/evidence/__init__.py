@@ -5,7 +5,17 @@ environment. `docs/concepts/evidence.md` explains what is tested and why.
 """
 
 from services.evidence.bets import adaptive_bets, design_bets
-from services.evidence.combine import Combined, combine, harm_level, stage_levels
+from services.evidence.combine import (
+    Budget,
+    Combined,
+    Goals,
+    Share,
+    combine,
+    combine_goals,
+    error_budget,
+    harm_level,
+    stage_levels,
+)
 from services.evidence.detectors import RateDetector
 from services.evidence.errors import AssignmentFault, ClockFault, EvidenceError, PlanFault, StateFault, ValueFault
 from services.evidence.guardrail import Guardrail
@@ -19,10 +29,12 @@ from services.evidence.summaries import Direction, GuardrailPlan, Reading, UnitV
 __all__ = [
     "AssignmentFault",
     "BetaBinomialMixture",
+    "Budget",
     "ClockFault",
     "Combined",
     "Direction",
     "EvidenceError",
+    "Goals",
     "Guardrail",
     "GuardrailPlan",
     "Moments",
@@ -31,6 +43,7 @@ __all__ = [
     "RateDetector",
     "Reading",
     "SampleRatio",
+    "Share",
     "StateFault",
     "TwoSampleBernoulli",
     "UnitValue",
@@ -39,7 +52,9 @@ __all__ = [
     "asymptotic_halfwidth",
     "bernoulli_interval",
     "combine",
+    "combine_goals",
     "design_bets",
+    "error_budget",
     "harm_level",
     "log_multinomial_bayes_factor",
     "quantile_ab_pvalue",

@@ -158,6 +158,7 @@ class Guardrail:
     def reading(self) -> Reading:
         """What the metric says now. Cheap, changes nothing."""
         plan, found = self.plan, self._evidence.conclude()
+        last_step = found.step == plan.steps - 1
         worse, better = _finite(found.worse), _finite(found.better)
         lower, upper = (worse, better) if plan.sign > 0 else (_negated(better), _negated(worse))
         return Reading(
@@ -182,8 +183,9 @@ class Guardrail:
             harmful=found.harmful,
             e_promote=_finite_exp(found.log_promote),
             promote_threshold=1 / plan.alpha_promote,
-            non_inferior=plan.guards and found.shown,
-            improved=not plan.guards and found.shown,
+            non_inferior=plan.guards and last_step and found.shown,
+            improved=not plan.guards and last_step and found.shown,
+            last_step=last_step,
             trustworthy=found.harmful or None not in ((worse, better) if plan.guards else (better,)),
         )
 

@@ -277,7 +277,8 @@ class MeanEvidence:
             log_harm=log_harm,
             log_promote=log_promote,
             harmful=alarm is not None,
-            shown=self._step == plan.steps - 1 and better is not None and better <= plan.tolerance,
+            step=self._step,
+            shown=better is not None and better <= plan.tolerance,
             pairs=self._pairs,
         )
 

@@ -146,7 +146,8 @@ class PairedEvidence:
             log_harm=float(harm[self._at]) if plan.guards else None,
             log_promote=float(promote[self._at]),
             harmful=self._harmful,
-            shown=self._step == plan.steps - 1 and bool(promote[self._at] >= -math.log(plan.alpha_promote)),
+            step=self._step,
+            shown=bool(promote[self._at] >= -math.log(plan.alpha_promote)),
             pairs=self._pairs,
             expired=self._window.expired,
         )

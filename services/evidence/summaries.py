@@ -153,7 +153,7 @@ class Reading:
     side is the best of the processes started at each step, at `alpha_harm`; the other uses the units of the current
     step alone, at `alpha_promote`. `harmful` never goes back to False, and nothing on the harm side moves after it.
     `non_inferior`, and a goal's `improved`, can be True in the last step only and describe this moment; `e_promote` is the evidence for
-    them.
+    them. `last_step`: units of the last step have been seen.
     """
 
     metric: str
@@ -180,6 +180,7 @@ class Reading:
     non_inferior: bool
     trustworthy: bool
     improved: bool = False
+    last_step: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """The reading as a JSON object."""
@@ -190,8 +191,8 @@ class Reading:
 class Conclusion:
     """What a metric's own mathematics hands to `Guardrail`; infinities not yet removed.
 
-    `worse` and `better` bound the badness (the effect, signed so that positive is worse) on the harmful and on the good side. `shown`: in
-    the last step, badness lies below the plan's tolerance now.
+    `worse` and `better` bound the badness (the effect, signed so that positive is worse) on the harmful and on the good side. `step`: the
+    newest one with evidence. `shown`: badness lies below the plan's tolerance now, by the units of that step.
     """
 
     control: float | None
@@ -202,6 +203,7 @@ class Conclusion:
     log_harm: float | None
     log_promote: float | None
     harmful: bool
+    step: int
     shown: bool
     pairs: int
     expired: int = 0
