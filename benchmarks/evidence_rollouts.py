@@ -48,6 +48,7 @@ from tests.fakes.rollout_world import World
 
 FIRST = 3600.0
 """The first span: the rules that split requests have decided by then, and no step ends before."""
+GROWTH, HOUR = 1 / 16, 3600.0
 HISTORY = 5_000
 """Users of history from which the design prior is taken."""
 SMALL_LADDER = [{"weight": 50, "minDuration": "1d", "minUnits": 100, "maxDuration": "28d"}]
@@ -146,7 +147,9 @@ class Understudy:
         self.guardrails = {m: Guardrail(plan) for m, plan in plans(self._world.service, "canary", baseline).items()}
         self._reach_canary()
         self._pending: list[tuple[int, Values]] = []
+        self._closed: list[tuple[int, Values]] = []
         self._counts: dict[int, list[int]] = {}
+        self._last_look, self._last_units = 0.0, 0
         self._began = self._world.now
 
     def _reach_canary(self) -> None:
@@ -170,31 +173,51 @@ class Understudy:
         self._pending.append((self._world.rollout.step, values))
 
     def look(self, now: float) -> Verdict | None:
-        """Folds what has closed and decides. `now` in seconds since the start."""
-        new: dict[str, list[UnitValue]] = {metric: [] for metric in self.guardrails}
+        """Folds what has closed and decides, where that can make a difference. `now` in seconds since the start."""
         waiting = []
         for step, values in self._pending:
             closed = values.exposed_at + HORIZON + SETTLE <= now
             counts = self._counts.setdefault(step, [0, 0])
-            for arm in (0, 1):
-                counts[arm] += int((closed & (values.candidate == bool(arm))).sum())
-            for metric, units in new.items():
-                units.extend(_unit_values(values, closed, step, metric))
+            counts[0] += int((closed & ~values.candidate).sum())
+            counts[1] += int((closed & values.candidate).sum())
+            self._closed.append((step, _rest(values, closed)))
             if not closed.all():
                 waiting.append((step, _rest(values, ~closed)))
         self._pending = waiting
-        for metric, units in new.items():
-            self.guardrails[metric].update(units)
+        if not self._is_due(now):
+            return None
+        self._last_look, self._last_units = now, self._units()
+        for metric, guardrail in self.guardrails.items():
+            guardrail.update(unit for step, values in self._closed for unit in _unit_values(values, step, metric))
+        self._closed = []
         return self._decide(now)
+
+    def _units(self) -> int:
+        return sum(control + candidate for control, candidate in self._counts.values())
+
+    def _is_due(self, now: float) -> bool:
+        """Whether the units have grown by a sixteenth (harm), or the step may end: in the last step then once an hour.
+
+        Evidence does not depend on how looks cut it and harm stays once it is shown, so a look that is left out can only delay a verdict;
+        `decide` would say "continue" while a step's minima are open and its time is not up.
+        """
+        rollout = self._world.rollout
+        assert rollout is not None
+        steps = self._world.service.spec.rollout.canary.steps
+        rules, users = steps[rollout.step], min(self._counts.get(rollout.step, (0, 0)))
+        elapsed = self._began + now - (rollout.stage_started_at or self._began)
+        may_end = elapsed >= rules.min_duration and (users >= rules.min_units or elapsed >= rules.max_duration)
+        pause = HOUR if rollout.step == len(steps) - 1 else 0.0
+        return self._units() >= self._last_units * (1 + GROWTH) + 4 or (may_end and now >= self._last_look + pause)
 
     def _decide(self, now: float) -> Verdict | None:
         world = self._world
         assert world.rollout is not None
-        control, candidate = self._counts.get(world.rollout.step, [0, 0])
-        readings = tuple(guardrail.reading() for guardrail in self.guardrails.values())
-        if self._nothing_can_happen(now, min(control, candidate)) and not any(r.harmful for r in readings):
-            return None
-        world.evidence = EvidenceView(readings=readings, counts={"step_control": control, "step_candidate": candidate})
+        control, candidate = self._counts.get(world.rollout.step, (0, 0))
+        world.evidence = EvidenceView(
+            readings=tuple(guardrail.reading() for guardrail in self.guardrails.values()),
+            counts={"step_control": control, "step_candidate": candidate},
+        )
         world.look(after=self._began + now - world.now)
         if world.rollout.stage == "canary" and world.rollout.held_since is None:
             if world.rollout.stage_started_at is None:
@@ -202,21 +225,13 @@ class Understudy:
             return None
         return Verdict(world.rollout.verdict, now, world.rollout.reason)
 
-    def _nothing_can_happen(self, now: float, users: int) -> bool:
-        """Whether the step's minima are open and its time is not up: without harm `decide` would say "continue", and is not asked."""
-        rollout = self._world.rollout
-        assert rollout is not None
-        rules = self._world.service.spec.rollout.canary.steps[rollout.step]
-        elapsed = self._began + now - (rollout.stage_started_at or self._began)
-        return elapsed < rules.min_duration or (users < rules.min_units and elapsed < rules.max_duration)
 
-
-def _unit_values(values: Values, closed: Bools, step: int, metric: str) -> list[UnitValue]:
+def _unit_values(values: Values, step: int, metric: str) -> list[UnitValue]:
     rows = zip(
-        values.number[closed].tolist(),
-        values.candidate[closed].tolist(),
-        values.exposed_at[closed].tolist(),
-        values.metrics[metric][closed].tolist(),
+        values.number.tolist(),
+        values.candidate.tolist(),
+        values.exposed_at.tolist(),
+        values.metrics[metric].tolist(),
         strict=True,
     )
     return [
