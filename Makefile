@@ -62,7 +62,7 @@ test-engine: setup-engine ## tests on real Ray Serve and vLLM
 e2e: setup models ## the chart on the cluster of KUBECONFIG: builds images, installs, rolls out, breaks, uninstalls
 	@$(BIN)/pytest -m e2e --timeout 1800 tests/e2e $(ARGS)
 
-e2e-full: setup models ## the same, and every fault that a test knows of; see tests/e2e/test_engine_faults.py
+e2e-full: setup models ## the same, every command of docs/operations and every fault that a test knows of
 	@$(BIN)/pytest -m "e2e or e2e_full" --timeout 1800 tests/e2e $(ARGS)
 
 # --- the main job

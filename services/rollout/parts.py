@@ -145,8 +145,9 @@ def _pod_settings(settings: ControllerSettings) -> PodSettings | None:
         return None
     registry = {"name": "MLFLOW_TRACKING_URI", "value": settings.registry_uri}
     return PodSettings(
-        controller_image=settings.fetch_image,
+        fetch_image=settings.fetch_image,
         engine_image=settings.engine_image,
+        image_pull_policy=settings.image_pull_policy,
         image_pull_secrets=settings.image_pull_secrets,
         fetch_environment=(registry, *settings.fetch_environment),
         memory=settings.engine_memory,

@@ -66,11 +66,14 @@ class Reconciler:
         try:
             sight = await self._observer.look(self.service, self.conditions, self._executor.refused)
             rules = sight.observed.rules or self.service
-            evidence = await asyncio.to_thread(self._fold, sight, rules)
+            evidence = await self._folded(sight, rules)
             step = sight.observed.rollout.step if sight.observed.rollout else 0
             view = evidence.view(step) if evidence is not None else EvidenceView()
             decision = decide(self.service, sight.observed, view, sight.now)
-            await asyncio.to_thread(self._commit, sight, decision, evidence, view)
+            if (
+                decision.status.rollout is not None or decision.actions
+            ):  # else there is nothing to commit, and it is asked of many
+                await asyncio.to_thread(self._commit, sight, decision, evidence, view)
         except StoreError:
             self._evidence_of = None
             raise
@@ -118,12 +121,16 @@ class Reconciler:
         """Ends what runs beside the looks."""
         await self._executor.close()
 
-    def _fold(self, sight: Sight, rules: LLMService) -> Evidence | None:
-        """The evidence of the rollout's stage, up to the watermark. Runs in a thread: it reads the store and computes."""
+    async def _folded(self, sight: Sight, rules: LLMService) -> Evidence | None:
+        """The evidence of the rollout's stage; None where nothing is measured."""
         rollout = sight.observed.rollout
         if rollout is None or not rollout.active or rollout.stage == "gate":
             self._evidence_of = None
             return None
+        return await asyncio.to_thread(self._fold, rollout, sight, rules)
+
+    def _fold(self, rollout: RolloutStatus, sight: Sight, rules: LLMService) -> Evidence:
+        """The same up to the watermark. Runs in a thread: it reads the store and computes."""
         evidence = self._current(rollout, rules)
         if rollout.stage == "rehearsal":
             self._fold_rehearsal(evidence, rollout, rules, sight.watermark)

@@ -6,7 +6,7 @@ Lists and objects are JSON. An empty value counts as none: charts leave variable
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -62,7 +62,7 @@ class ControllerSettings(BaseSettings):
     )
     fetch_image: str | None = Field(
         default=None,
-        description="Image that brings versions' files to pods: this program's own; none: no platform `kuberay`.",
+        description="Image that brings versions' files to pods, ours for MLflow; none: no platform `kuberay`.",
     )
     fetch_environment: tuple[dict[str, Any], ...] = Field(
         default=(),
@@ -70,6 +70,9 @@ class ControllerSettings(BaseSettings):
     )
     engine_memory: str = Field(
         default="8Gi", description="Memory of one engine worker on platform `kuberay` where the resource says nothing."
+    )
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = Field(
+        default="IfNotPresent", description="When nodes pull the images of pods of platform `kuberay`."
     )
     image_pull_secrets: tuple[str, ...] = Field(
         default=(), description="Secrets that open the images' registry, for pods of platform `kuberay` (JSON)."

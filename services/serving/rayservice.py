@@ -73,12 +73,12 @@ _ENVIRONMENT: Final[Mapping[str, str]] = {
 class PodSettings:
     """What is alike for every revision of an installation.
 
-    `controller_image` fetches files, with `fetch_environment` (entries of a container's `env`: the registry's address, credentials by
+    `fetch_image` fetches files, with `fetch_environment` (entries of a container's `env`: the registry's address, credentials by
     `valueFrom`). `memory` is what one engine worker gets where the resource does not say. `keep_artifacts`: versions that a node's
     cache keeps besides those in use. `drain_seconds`: how long an engine that is being removed goes on answering what it has begun.
     """
 
-    controller_image: str
+    fetch_image: str
     engine_image: str
     image_pull_policy: str = "IfNotPresent"
     image_pull_secrets: tuple[str, ...] = ()
@@ -288,7 +288,7 @@ def _fetching(pods: _Pods, source: str, digest: str) -> dict[str, Any]:
         mounts.append({"name": "source", "mountPath": f"{CLAIMS}/{claim}", "readOnly": True})
     return {
         "name": FETCH,
-        "image": pods.settings.controller_image,
+        "image": pods.settings.fetch_image,
         "imagePullPolicy": pods.settings.image_pull_policy,
         "command": ["python", "-m", "services.serving.fetch", *arguments],
         "env": [{"name": "HOME", "value": _ENVIRONMENT["HOME"]}, *map(dict, pods.settings.fetch_environment)],

@@ -135,5 +135,6 @@ def _code(error: Any) -> str:
 def _needs(source: str, package: str) -> ArtifactUnsupported:
     scheme = urlsplit(source).scheme
     return ArtifactUnsupported(
-        f"{scheme}:// sources need the Python package {package}: add it to the controller's image"
+        f"{scheme}:// sources need the Python package {package}: add it to the image that fetches "
+        "(the chart's images.mlflow; on platform serve images.controller)"
     )

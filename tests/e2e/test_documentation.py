@@ -20,7 +20,7 @@ from tests.e2e.guides import Reader, every_block
 from tests.e2e.installation import DEFINITION, RELEASE, SERVICE, Platform, build_images, has_definition
 from tests.e2e.kube import CommandFailed, Namespace, run, until
 
-pytestmark = pytest.mark.e2e
+pytestmark = pytest.mark.e2e_full
 NAMESPACE = "understudy"
 QUESTION: dict[str, Any] = {
     "model": SERVICE,

@@ -15,7 +15,7 @@ DIGEST = "a" * 64
 NAME = "assistant-v4-7c1f"
 GPU = "nvidia.com/gpu"
 SETTINGS = PodSettings(
-    "controller:1",
+    "fetch:1",
     "engine:1",
     image_pull_secrets=("registry",),
     fetch_environment=(
@@ -79,7 +79,7 @@ def test_the_engine_reads_what_the_init_container_fetched() -> None:
     assert mount["readOnly"]
     options = dict(zip(fetching["command"][3::2], fetching["command"][4::2], strict=True))
     assert options == {"--source": "runs:/1/model", "--digest": DIGEST, "--cache": mount["mountPath"], "--keep": "3"}
-    assert fetching["image"] == "controller:1"
+    assert fetching["image"] == "fetch:1"
     assert environment(fetching)["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
     assert "token" not in " ".join(fetching["command"])
     # It holds what it reads, so that nobody prunes it.

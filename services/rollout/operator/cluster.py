@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import defaultdict
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
@@ -28,6 +29,8 @@ class ClusterSource:
     def __init__(self, around: Surroundings, namespace: str | None) -> None:
         self._around, self._namespace = around, namespace
         self._resources: dict[str, ServiceResource] = {}
+        self._named: defaultdict[str, dict[str, ServiceResource]] = defaultdict(dict)
+        """By name, then uid: every look asks who else has its name."""
         self._watch: Watch | None = None
         self._listed_at = float("-inf")
 
@@ -74,14 +77,18 @@ class ClusterSource:
         resource = self._resources[name]
         await resource.keep(lambda: self._holder(resource))
         del self._resources[name]
-        for other in self._resources.values():
-            if other.name == resource.name:
-                other.wake()
+        others = self._named[resource.name]
+        del others[name]
+        for other in others.values():
+            other.wake()
+        if not others:
+            del self._named[resource.name]
 
     async def stand_by(self) -> None:
         """See `Source`: another controller acts now, and whatever was known may be old when it is our turn again."""
         await self._unwatch()
         self._resources.clear()
+        self._named.clear()
 
     def see(self, body: Mapping[str, Any]) -> None:
         """The cluster has this resource."""
@@ -89,7 +96,8 @@ class ClusterSource:
         if uid in self._resources:
             self._resources[uid].see(body)
         else:
-            self._resources[uid] = ServiceResource(body, self._around)
+            resource = self._resources[uid] = ServiceResource(body, self._around)
+            self._named[resource.name][uid] = resource
 
     def lose(self, body: Mapping[str, Any]) -> None:
         """The cluster has this resource no more."""
@@ -100,7 +108,7 @@ class ClusterSource:
 
     def _holder(self, resource: ServiceResource) -> Mapping[str, Any]:
         """Who has the resource's name: the oldest, by uid among those of the same second."""
-        bodies = [other.body for other in self._resources.values() if other.name == resource.name]
+        bodies = [other.body for other in self._named[resource.name].values()]
         return min(bodies, key=lambda body: (body["metadata"]["creationTimestamp"], body["metadata"]["uid"]))
 
     async def _unwatch(self) -> None:

@@ -19,7 +19,7 @@ from tests.fakes.openai_engine import Behaviour, Engine
 
 ONE, TWO = "assistant-v1-aaaa", "assistant-v2-bbbb"
 OWNER = {"apiVersion": "understudy.dev/v1alpha1", "kind": "LLMService", "name": "assistant", "uid": "u-1"}
-SETTINGS = PodSettings("controller:1", "engine:1")
+SETTINGS = PodSettings("fetch:1", "engine:1")
 
 
 def spec(name: str = ONE, **changes: Any) -> RevisionSpec:
