@@ -16,11 +16,14 @@ from services.evidence.combine import (
     harm_level,
     stage_levels,
 )
-from services.evidence.detectors import RateDetector
+from services.evidence.detectors import Hour, RateDetector, ShiftDetector, fleet_arl, history_bounds, is_late
+from services.evidence.embeddings import EmbeddingDrift
 from services.evidence.errors import AssignmentFault, ClockFault, EvidenceError, PlanFault, StateFault, ValueFault
 from services.evidence.guardrail import Guardrail
 from services.evidence.means import Moments, asymptotic_halfwidth, relative_change, relative_interval
+from services.evidence.merging import merge_units
 from services.evidence.mixtures import BetaBinomialMixture, NormalMixture, bernoulli_interval
+from services.evidence.preference import Judged, Preference, PreferenceReading
 from services.evidence.quantiles import quantile_ab_pvalue, quantile_interval, quantile_ranks
 from services.evidence.rates import TwoSampleBernoulli
 from services.evidence.ratios import SampleRatio, log_multinomial_bayes_factor
@@ -33,17 +36,23 @@ __all__ = [
     "ClockFault",
     "Combined",
     "Direction",
+    "EmbeddingDrift",
     "EvidenceError",
     "Goals",
     "Guardrail",
     "GuardrailPlan",
+    "Hour",
+    "Judged",
     "Moments",
     "NormalMixture",
     "PlanFault",
+    "Preference",
+    "PreferenceReading",
     "RateDetector",
     "Reading",
     "SampleRatio",
     "Share",
+    "ShiftDetector",
     "StateFault",
     "TwoSampleBernoulli",
     "UnitValue",
@@ -55,8 +64,12 @@ __all__ = [
     "combine_goals",
     "design_bets",
     "error_budget",
+    "fleet_arl",
     "harm_level",
+    "history_bounds",
+    "is_late",
     "log_multinomial_bayes_factor",
+    "merge_units",
     "quantile_ab_pvalue",
     "quantile_interval",
     "quantile_ranks",

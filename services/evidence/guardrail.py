@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from services.evidence import state
 from services.evidence.batch import Batch
 from services.evidence.errors import AssignmentFault, ClockFault, ValueFault
 from services.evidence.means import MeanEvidence
@@ -102,16 +103,22 @@ class Guardrail:
 
     def _fresh(self, ordered: Sequence[UnitValue]) -> list[UnitValue]:
         """Those that are new, where some are not."""
-        fresh: dict[str, UnitValue] = {}
+        fresh: list[UnitValue] = []
+        places: dict[str, int] = {}
         for value in ordered:
-            arm = fresh[value.unit].arm if value.unit in fresh else self._seen.arm_of(value.unit, len(fresh))
+            place = places.get(value.unit)
+            if place is not None and len(fresh) - place <= state.MEMORY:
+                arm: str | None = fresh[place].arm
+            else:
+                arm = self._seen.arm_of(value.unit, len(fresh))
             if arm is None:
                 self._check_order(value.order)
-                fresh[value.unit] = value
+                places[value.unit] = len(fresh)
+                fresh.append(value)
             elif arm != value.arm:
                 raise AssignmentFault(f"{self.plan.metric}: unit {value.unit!r} is in {arm} and in {value.arm}")
         self._exclude("duplicate", len(ordered) - len(fresh))
-        return list(fresh.values())
+        return fresh
 
     def update_pairs(self, pairs: Iterable[tuple[UnitValue, UnitValue]]) -> None:
         """Adds rehearsed pairs (control, candidate): one unit's prompt answered by both revisions, so each unit is in

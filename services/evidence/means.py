@@ -43,6 +43,15 @@ class Moments:
         self.mean += step / self.n
         self.deviations += step * (value - self.mean)
 
+    def merged(self, other: "Moments") -> "Moments":
+        """Those of both sets of values together (Chan, Golub & LeVeque 1979)."""
+        n = self.n + other.n
+        if not n:
+            return Moments()
+        apart = other.mean - self.mean
+        deviations = self.deviations + other.deviations + apart * apart * self.n * other.n / n
+        return Moments(n, self.mean + apart * other.n / n, deviations)
+
     @property
     def variance(self) -> float:
         """Sample variance; 0 below two values."""

@@ -147,7 +147,7 @@ def _lgamma(x: Floats) -> Floats:
     return logs
 
 
-def bernoulli_interval(successes: int, trials: int, alpha: float) -> tuple[float, float]:
+def bernoulli_interval(successes: float, trials: int, alpha: float) -> tuple[float, float]:
     """Confidence sequence for a proportion: the p that the beta-binomial mixture does not reject at alpha, at all times
     at once."""
     if not 0 <= successes <= trials or trials == 0:

@@ -5,7 +5,9 @@ applications to A/B testing and best-arm identification", Bernoulli 2022 (beta-b
 assumption on the distribution; values of +inf (no first token) are ordinary.
 """
 
+import base64
 import math
+import zlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
@@ -287,9 +289,11 @@ class QuantileEvidence:
         )
 
     def to_json(self) -> dict[str, Any]:
-        by_step = np.diff(self._counts[::-1], axis=0, prepend=0)[::-1]
+        start, end = self._window
+        by_step = np.diff(self._counts[::-1, :, start : max(start, end)], axis=0, prepend=0)[::-1]
         return {
-            "counts": [[_sparse(counts) for counts in arms] for arms in by_step],
+            "window": self._window,
+            "counts": base64.b64encode(zlib.compress(by_step.astype("<i8").tobytes(), 1)).decode(),
             "checks": self._checks.to_json(),
             "step": self._step,
             "pairs": self._pairs,
@@ -298,18 +302,12 @@ class QuantileEvidence:
         }
 
     def restore(self, data: Mapping[str, Any]) -> None:
-        for step, arms in enumerate(data["counts"]):
-            for arm, (places, counts) in enumerate(arms):
-                self._counts[: step + 1, arm, unpack(places).astype(np.int64)] += unpack(counts).astype(np.int64)
-        filled = np.flatnonzero(self._counts[0].any(axis=0))
-        if len(filled):
-            self._widen([filled])
+        start, end = self._window = data["window"][0], data["window"][1]
+        if start < end:
+            packed = np.frombuffer(zlib.decompress(base64.b64decode(data["counts"])), "<i8")
+            by_step = packed.reshape(self._plan.steps, 2, end - start)
+            self._counts[:, :, start:end] = np.cumsum(by_step[::-1], axis=0)[::-1]
         self._checks.restore(data["checks"])
         self._step, self._pairs = data["step"], data["pairs"]
         self._log_harm = float(unpack(data["harm"])[0])
         self._alarm = None if data["alarm"] is None else float(unpack(data["alarm"])[0])
-
-
-def _sparse(counts: Integers) -> tuple[str, str]:
-    filled = np.flatnonzero(counts)
-    return pack(filled), pack(counts[filled])

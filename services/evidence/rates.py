@@ -72,6 +72,8 @@ class PairedEvidence:
         self._promote = [Bettor(self._grid, self._at)]
         if self._plan.design_prior is not None:
             self._promote.append(Bettor(self._grid, self._at, by_design(self._plan.design_prior, self._grid)))
+        for bettor in self._promote:
+            bettor.close(self._covariate.reach, self._covariate.sharper)
 
     def add(self, batch: Batch) -> None:
         self._count("control", batch.value[~batch.candidate])

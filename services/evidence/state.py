@@ -17,8 +17,9 @@ from services.evidence.errors import StateFault
 
 Floats = NDArray[np.float64]
 VERSION = 2
-MEMORY = 16_384
-"""Units that are remembered by name: three days at 5,000 a day, a quarter of an hour at a million."""
+MEMORY = 4_096
+"""Units that are remembered by name: most of a day at 5,000 a day, six minutes at a million."""
+_ARMS = ("control", "candidate", "pair")
 
 
 def pack(values: ArrayLike) -> str:
@@ -72,11 +73,12 @@ class SeenUnits:
             del self._numbers[unit], self._arms[unit]
 
     def to_json(self) -> dict[str, Any]:
-        return {"count": self.count, "units": list(self._numbers), "arms": [self._arms[u] for u in self._numbers]}
+        arms = "".join(str(_ARMS.index(self._arms[unit])) for unit in self._numbers)
+        return {"count": self.count, "units": list(self._numbers), "arms": arms}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "SeenUnits":
         seen = cls()
         seen.count = data["count"] - len(data["units"])
-        seen.add(data["units"], data["arms"])
+        seen.add(data["units"], [_ARMS[int(arm)] for arm in data["arms"]])
         return seen

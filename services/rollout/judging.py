@@ -14,7 +14,7 @@ from typing import Final
 from cryptography.fernet import Fernet, InvalidToken
 
 from services.rollout.errors import JudgeUnavailable, Unparsable
-from services.rollout.judge import Judge
+from services.rollout.judge import Judge, PairwiseJudge
 from services.store import JudgeMaterial, Judgement, Store, StoreError
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class Judging:
         self._pause = pause
         self._passed: set[str] = set()
         self.counts: Counter[str] = Counter()
-        """judged, without_reference, unparsable, undecipherable: pairs so far."""
+        """judged, without_reference, unparsable, undecipherable: pairs so far; inconsistent: judged ones that turned with the order."""
 
     async def run(self) -> None:
         """Until cancelled. A store or judge that is away is waited for."""
@@ -54,14 +54,19 @@ class Judging:
             return
         material = await asyncio.to_thread(self._store.judge_material, rows[0].id, BATCH)
         waiting = [one for one in material if one.pair not in self._passed]
+        before = self.counts.copy()
         for start in range(0, len(waiting), AT_ONCE):
             scored = await asyncio.gather(
                 *(self._score(one) for one in waiting[start : start + AT_ONCE]), return_exceptions=True
             )
             await asyncio.to_thread(self._store.put_judgements, [one for one in scored if isinstance(one, Judgement)])
+            if isinstance(self._judge, PairwiseJudge):
+                self.counts["inconsistent"] = self._judge.inconsistent
             for one in scored:
                 if isinstance(one, BaseException):
                     raise one
+        if self.counts != before:
+            log.info("judge of %s, pairs so far: %s", self._service, dict(self.counts))
 
     async def _score(self, material: JudgeMaterial) -> Judgement | None:
         try:

@@ -15,6 +15,7 @@ from services.evidence import (
     combine_goals,
     error_budget,
 )
+from services.evidence.summaries import Arm
 
 GOAL = GuardrailPlan(
     metric="thumbs", kind="rate", direction="higher", margin=0.0, relative=False, mode="goal", steps=1,
@@ -36,7 +37,7 @@ def _reading(plan: GuardrailPlan, gain: float, seed: int = 0, units: int = 1600,
         float(x < 0.4 + gain * (i % 2)) if plan.kind == "rate" else float(x * (1 + gain * (i % 2)))
         for i, x in enumerate(noise)
     ]
-    arms = ("control", "candidate")
+    arms: tuple[Arm, Arm] = ("control", "candidate")
     guardrail.update(UnitValue(f"{i:05d}", arms[i % 2], i, i + 60, 0, x) for i, x in enumerate(values))
     return guardrail.reading()
 
@@ -75,7 +76,8 @@ def test_several_goals() -> None:
     assert combine_goals(goals, 0.02, "holm").improved == ()
     assert not combine_goals(goals, 0.02, "holm").reached
     average = combine_goals(goals, 0.05, "average")
-    assert (average.reached, average.e_value) == (True, pytest.approx(135.5 / 3))
+    assert average.reached
+    assert average.e_value == pytest.approx(135.5 / 3)
     # Three goals that each fall short: together they show that something improved, not which.
     together = combine_goals([replace(goal, e_promote=30.0) for goal in goals], 0.05)
     assert (together.reached, together.improved) == (True, ())
@@ -97,7 +99,7 @@ def test_budget() -> None:
     assert budget.given == pytest.approx(0.05)
     assert levels["rehearsal", "errors"] == pytest.approx((0.01, 0.002))
     assert levels["canary", "ttft"] == pytest.approx((0.025 / 3, 0.025 / 3))
-    assert levels["canary", "feedback"] == (pytest.approx(0.025 / 3), None)
+    assert levels["canary", "feedback"][1] is None
     without = error_budget(0.05, {**metrics, "rehearsal": []}, {}, segments=("mobile", "web"))
     assert without.left == pytest.approx(0.02)
     assert len(without.shares) == 8
