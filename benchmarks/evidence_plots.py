@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from benchmarks.evidence_cells import CORRELATIONS, EFFECTS, KINDS, METRICS, ONSETS
+from benchmarks.evidence_cells import CORRELATIONS, EFFECTS, KINDS, METRICS, ONSETS, SAME
 from benchmarks.evidence_tables import NAMES, RULES, Table
 
 ALPHA_PERCENT = 2.5
@@ -43,10 +43,14 @@ def draw(tables: Table, folder: Path) -> None:
 
 
 def _false_aborts(rollouts: Table) -> Any:
-    figure, panels = plt.subplots(1, len(KINDS), figsize=(11, 3.9), sharey=True, sharex=True)
+    figure, panels = plt.subplots(
+        1, len(KINDS), figsize=(11, 3.9), sharey=True, sharex=True, gridspec_kw={"wspace": 0.06}
+    )
     places = {rule: len(RULES) - i for i, rule in enumerate(RULES)}
     for panel, kind in zip(panels, KINDS, strict=True):
-        for offset, rho in zip((0.22, 0.0, -0.22), CORRELATIONS, strict=True):
+        correlations = [rho for same, rho in SAME if same == kind]
+        offsets = (0.22, 0.0, -0.22) if len(correlations) == len(CORRELATIONS) else (0.0,)
+        for offset, rho in zip(offsets, correlations, strict=True):
             for rule, place in places.items():
                 found = rollouts[f"same/{kind}/{rho}"][rule]["verdicts"]["abort"]
                 low, high, at = 100 * found["low"], 100 * found["high"], 100 * found["share"]

@@ -1,9 +1,4 @@
-"""One simulated rollout: the same traffic before every rule, and what each makes of it. Called by `benchmarks.evidence`.
-
-`Understudy` here is the platform itself: its production resource, its plans, its guardrails and its own `decide`; what is outside
-(registry, engines, gateways) is simulated and ideal. The rollout begins with the canary; the rehearsal before it is measured by itself
-in `evidence_samples`.
-"""
+"""One simulated rollout: the same traffic before every rule, and what each makes of it. Called by `benchmarks.evidence`."""
 
 from __future__ import annotations
 
@@ -28,31 +23,11 @@ from benchmarks.evidence_peers import (
     Verdict,
     history,
 )
-from benchmarks.evidence_traffic import (
-    FAILING_USERS,
-    HORIZON,
-    MARKING_USERS,
-    SETTLE,
-    Bools,
-    Floats,
-    Outcomes,
-    Requests,
-    Stream,
-    Traffic,
-)
-from services.evidence import Guardrail, UnitValue
-from services.rollout.observed import EvidenceView
-from services.rollout.plans import plans
-from services.rollout.resources import LLMService
-from tests.fakes.rollout_world import World
+from benchmarks.evidence_traffic import HORIZON, SETTLE, Bools, Floats, Outcomes, Requests, Stream, Traffic
+from benchmarks.evidence_understudy import Understudy, Values, resource, rest, unit_values
 
 FIRST = 3600.0
 """The first span: the rules that split requests have decided by then, and no step ends before."""
-GROWTH, HOUR = 1 / 16, 3600.0
-HISTORY = 5_000
-"""Users of history from which the design prior is taken."""
-SMALL_LADDER = [{"weight": 50, "minDuration": "1d", "minUnits": 100, "maxDuration": "28d"}]
-"""For services with few users: one step, four weeks."""
 
 
 @dataclass(frozen=True)
@@ -76,177 +51,6 @@ class Outcome:
     users: int
     harmed: int
     why: str = ""
-
-
-@dataclass
-class Values:
-    """Closed values of the units of one span; one entry a unit that is in an arm."""
-
-    number: Any
-    exposed_at: Floats
-    candidate: Bools
-    metrics: dict[str, Floats]
-
-
-def unit_values(requests: Requests, seen: Outcomes, in_arm: Bools, candidate: Bools) -> Values:
-    """A user's values as `services.rollout.unit_values` defines them: any failure within the horizon, any bad mark before closing, the
-    TTFT of one request of the horizon chosen at random. `in_arm` and `candidate` by user."""
-    users, user = requests.exposed_at.size, requests.user
-    since = requests.at - requests.exposed_at[user]
-    inside = since < HORIZON
-    errors = np.bincount(user[seen.failed & inside], minlength=users) > 0
-    bad = (
-        np.bincount(
-            user[seen.marked_bad & inside & (requests.marked_at - requests.exposed_at[user] < HORIZON + SETTLE)],
-            minlength=users,
-        )
-        > 0
-    )
-    # The one with the smallest draw stands for the smallest keyed hash.
-    index = np.flatnonzero(inside)
-    order = index[np.lexsort((requests.share[index], user[index]))]
-    first = np.full(users, -1)
-    first[user[order[::-1]]] = order[::-1]
-    chosen = seen.ttft[first] if seen.ttft.size else np.full(users, np.inf)
-    metrics = {"errors": errors.astype(float), "ttft": chosen, "feedback": bad.astype(float)}
-    return Values(
-        requests.number[in_arm],
-        requests.exposed_at[in_arm],
-        candidate[in_arm],
-        {m: v[in_arm] for m, v in metrics.items()},
-    )
-
-
-def resource(ladder: str) -> LLMService:
-    """The production resource: every default, the gate apart; with the small ladder where it is asked for."""
-    rollout: dict[str, Any] = {"gate": {"enabled": False}}
-    if ladder == "small":
-        rollout["canary"] = {"steps": SMALL_LADDER}
-    return LLMService.model_validate(
-        {
-            "apiVersion": "understudy.dev/v1alpha1",
-            "kind": "LLMService",
-            "metadata": {"name": "assistant"},
-            "spec": {"model": {"registeredModel": "assistant"}, "rollout": rollout},
-        }
-    )
-
-
-class Understudy:
-    """The product's rule: real plans, real guardrails, real decisions."""
-
-    name = "understudy"
-
-    def __init__(self, ladder: str, rng: np.random.Generator) -> None:
-        self._world = World(resource(ladder))
-        baseline = {
-            "failure_rate": rng.binomial(HISTORY, FAILING_USERS) / HISTORY,
-            "bad_feedback_rate": rng.binomial(HISTORY, MARKING_USERS) / HISTORY,
-            "units": HISTORY,
-        }
-        self.guardrails = {m: Guardrail(plan) for m, plan in plans(self._world.service, "canary", baseline).items()}
-        self._reach_canary()
-        self._pending: list[tuple[int, Values]] = []
-        self._closed: list[tuple[int, Values]] = []
-        self._counts: dict[int, list[int]] = {}
-        self._last_look, self._last_units = 0.0, 0
-        self._began = self._world.now
-
-    def _reach_canary(self) -> None:
-        world = self._world
-        world.look(times=3)
-        world.aliases["challenger"] = "2"
-        world.evidence = EvidenceView(counts={"pairs": world.service.spec.rollout.rehearsal.min_pairs})
-        while world.rollout is None or world.rollout.stage != "canary" or world.rollout.stage_started_at is None:
-            world.look(after=1.0 if world.rollout is None or world.rollout.stage_started_at is None else 601.0)
-        world.evidence = EvidenceView()
-
-    @property
-    def weight(self) -> float:
-        """Share of the users who get the candidate now, 0 to ½."""
-        rollout = self._world.rollout
-        return rollout.weight / 100 if rollout is not None else 0.0
-
-    def see(self, values: Values) -> None:
-        """Users exposed since the last look; their values close later."""
-        assert self._world.rollout is not None
-        self._pending.append((self._world.rollout.step, values))
-
-    def look(self, now: float) -> Verdict | None:
-        """Folds what has closed and decides, where that can make a difference. `now` in seconds since the start."""
-        waiting = []
-        for step, values in self._pending:
-            closed = values.exposed_at + HORIZON + SETTLE <= now
-            counts = self._counts.setdefault(step, [0, 0])
-            counts[0] += int((closed & ~values.candidate).sum())
-            counts[1] += int((closed & values.candidate).sum())
-            self._closed.append((step, _rest(values, closed)))
-            if not closed.all():
-                waiting.append((step, _rest(values, ~closed)))
-        self._pending = waiting
-        if not self._is_due(now):
-            return None
-        self._last_look, self._last_units = now, self._units()
-        for metric, guardrail in self.guardrails.items():
-            guardrail.update(unit for step, values in self._closed for unit in _unit_values(values, step, metric))
-        self._closed = []
-        return self._decide(now)
-
-    def _units(self) -> int:
-        return sum(control + candidate for control, candidate in self._counts.values())
-
-    def _is_due(self, now: float) -> bool:
-        """Whether the units have grown by a sixteenth (harm), or the step may end: in the last step then once an hour.
-
-        Evidence does not depend on how looks cut it and harm stays once it is shown, so a look that is left out can only delay a verdict;
-        `decide` would say "continue" while a step's minima are open and its time is not up.
-        """
-        rollout = self._world.rollout
-        assert rollout is not None
-        steps = self._world.service.spec.rollout.canary.steps
-        rules, users = steps[rollout.step], min(self._counts.get(rollout.step, (0, 0)))
-        elapsed = self._began + now - (rollout.stage_started_at or self._began)
-        may_end = elapsed >= rules.min_duration and (users >= rules.min_units or elapsed >= rules.max_duration)
-        pause = HOUR if rollout.step == len(steps) - 1 else 0.0
-        return self._units() >= self._last_units * (1 + GROWTH) + 4 or (may_end and now >= self._last_look + pause)
-
-    def _decide(self, now: float) -> Verdict | None:
-        world = self._world
-        assert world.rollout is not None
-        control, candidate = self._counts.get(world.rollout.step, (0, 0))
-        world.evidence = EvidenceView(
-            readings=tuple(guardrail.reading() for guardrail in self.guardrails.values()),
-            counts={"step_control": control, "step_candidate": candidate},
-        )
-        world.look(after=self._began + now - world.now)
-        if world.rollout.stage == "canary" and world.rollout.held_since is None:
-            if world.rollout.stage_started_at is None:
-                world.look(after=0.0)
-            return None
-        return Verdict(world.rollout.verdict, now, world.rollout.reason)
-
-
-def _unit_values(values: Values, step: int, metric: str) -> list[UnitValue]:
-    rows = zip(
-        values.number.tolist(),
-        values.candidate.tolist(),
-        values.exposed_at.tolist(),
-        values.metrics[metric].tolist(),
-        strict=True,
-    )
-    return [
-        UnitValue(f"u{number}", "candidate" if candidate else "control", at, at + HORIZON + SETTLE, step, value)
-        for number, candidate, at, value in rows
-    ]
-
-
-def _rest(values: Values, kept: Bools) -> Values:
-    return Values(
-        values.number[kept],
-        values.exposed_at[kept],
-        values.candidate[kept],
-        {m: v[kept] for m, v in values.metrics.items()},
-    )
 
 
 class _Arms:
@@ -298,7 +102,7 @@ def _split_rules(stream: Stream, first: Requests, known: History) -> dict[str, O
 
 
 def _ladder_rules(cell: Cell, stream: Stream, first: Requests, rng: np.random.Generator) -> dict[str, Outcome]:
-    ours, arms = Understudy(cell.ladder, rng), _Arms(stream)
+    ours, arms = Understudy(cell.ladder, cell.look, rng), _Arms(stream)
     peers = _LadderPeers(cell.ladder, stream)
     found: dict[str, Outcome] = {}
     start, end, requests = 0.0, FIRST, first
@@ -368,8 +172,8 @@ class _LadderPeers:
     def _closed(self, now: float) -> list[Values]:
         """Takes what has closed from what waits."""
         masks = [values.exposed_at + HORIZON + SETTLE <= now for values in self._pending]
-        closed = [_rest(values, mask) for values, mask in zip(self._pending, masks, strict=True)]
-        rest = [_rest(values, ~mask) for values, mask in zip(self._pending, masks, strict=True)]
+        closed = [rest(values, mask) for values, mask in zip(self._pending, masks, strict=True)]
+        rest = [rest(values, ~mask) for values, mask in zip(self._pending, masks, strict=True)]
         self._pending = [values for values in rest if values.exposed_at.size]
         return closed
 

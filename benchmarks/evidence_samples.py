@@ -1,16 +1,17 @@
 """How many users a verdict takes, without a rollout around it: non-inferiority at the two operating points, and a slower p95 of TTFT.
 Called by `benchmarks.evidence`.
 
-Every evidence is `services.evidence`'s own: whole guardrails, and for the design prior alone its constant bet (`design_bets`). Beside each
-figure stands what no test could beat: if a test that is wrong with probability α at most, however often it looks, always ends when the
-truth is P, then its expected number of pairs is at least ln(1/α)/KL(P, nearest null) (Wald 1945; data processing inequality).
+Every evidence is `services.evidence`'s own: whole guardrails; their bets pair by pair; for the design prior alone its constant bet.
+Beside each figure stands what no test could beat: if a test is wrong with probability α at most, however often it looks, and always ends
+when the truth is P, then its expected number of pairs is at least ln(1/α)/KL(P, nearest null) (Wald 1945; data processing inequality).
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,10 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import norm
 
 from benchmarks.evidence_traffic import Floats
+from benchmarks.evidence_understudy import first_harmful
 from services.evidence import Guardrail, GuardrailPlan, UnitValue, design_bets, harm_level, stage_levels
+from services.evidence.bets import Bettor, adaptive, by_design
+from services.evidence.summaries import Arm
 
 ALPHA = 0.05
 MARGIN_TTFT, SLOWER = 0.2, 0.5
@@ -34,11 +38,11 @@ class Point:
 
 
 POINTS = {"p=.01": Point(0.01, 0.01, 1_224), "p=.3": Point(0.3, 0.05, 1_039)}
-MOST = {"p=.01": 12_000, "p=.3": 12_000}
+MOST = 12_000
+"""Users an arm after which a run is given up."""
 CORRELATION, PAST = 0.3, 10
 """With the covariate: users' failure rates are Beta-distributed with this correlation, and each brings the mean of so many earlier
 values."""
-HAS_COVARIATE = any(field.name == "past" for field in fields(UnitValue))
 
 
 def fixed_sample(rate: float, margin: float, power: float = 0.8) -> int:
@@ -47,27 +51,58 @@ def fixed_sample(rate: float, margin: float, power: float = 0.8) -> int:
     return math.ceil(2 * rate * (1 - rate) * (z / margin) ** 2)
 
 
-def design_alone(point: Point, guardrails: int, runs: int, rng: np.random.Generator, most: int) -> list[float]:
+def design_alone(
+    point: Point, guardrails: int, runs: int, rng: np.random.Generator, most: int, worse: float = 0.0
+) -> list[float]:
     """Pairs until the design prior's constant bet alone has shown all guardrails at once, a look after every pair; inf: not within
-    `most`."""
+    `most`. `worse`: by how much the candidate is truly worse."""
     bet = float(design_bets(point.rate, np.array([point.margin]))[0])
     found: list[float] = []
     for _ in range(0, runs, 50):
         shown = np.ones((50, most), bool)
         for _ in range(guardrails):
-            control, candidate = (rng.random((50, most)) < point.rate for _ in range(2))
+            control, candidate = (rng.random((50, most)) < point.rate + extra for extra in (0.0, worse))
             gains = np.log1p(bet * (point.margin - (candidate.astype(float) - control)))
             shown &= np.cumsum(gains, axis=1) >= -math.log(ALPHA)
         found += np.where(shown.any(axis=1), shown.argmax(axis=1) + 1.0, math.inf).tolist()
     return found[:runs]
 
 
-def rate_plan(point: Point, prior: bool) -> GuardrailPlan:
-    """One guardrail of a rate in a last step."""
+def mixture(
+    point: Point, guardrails: int, prior: bool, runs: int, rng: np.random.Generator, most: int, worse: float = 0.0
+) -> list[float]:
+    """The same for the product's evidence, the mean of the design prior's bet and the adaptive one; where there is no history, of the
+    adaptive bet alone. `worse`: by how much the candidate is truly worse."""
+    rules = [adaptive, by_design(point.rate, np.array([point.margin]))] if prior else [adaptive]
+    found = []
+    for _ in range(runs):
+        shown = np.ones(most, bool)
+        for _ in range(guardrails):
+            control, candidate = (rng.random(most) < point.rate + extra for extra in (0.0, worse))
+            difference = candidate.astype(float) - control
+            logs = [bet_path(Bettor(np.array([point.margin]), 0, rule), difference) for rule in rules]
+            shown &= np.logaddexp.reduce(logs, axis=0) - math.log(len(logs)) >= -math.log(ALPHA)
+        found.append(float(shown.argmax() + 1) if shown.any() else math.inf)
+    return found
+
+
+def bet_path(bettor: Bettor, differences: Floats) -> Floats:
+    """Log wealth after every pair."""
+    parts: list[Floats] = []
+    start = 0
+    while start < len(differences):
+        part = differences[start : start + bettor.left]
+        parts.append(bettor.path(part))
+        bettor.take(part, parts[-1])
+        start += len(part)
+    return np.concatenate(parts)
+
+
+def rate_plan(point: Point) -> GuardrailPlan:
+    """One guardrail of a rate in a last step, with its design prior."""
     return GuardrailPlan(
-        "errors", "rate", "lower", point.margin, False, "nonInferior", 1, ALPHA / 2, ALPHA,
-        design_prior=point.rate if prior else None,
-    )  # fmt: skip
+        "errors", "rate", "lower", point.margin, False, "nonInferior", 1, ALPHA / 2, ALPHA, design_prior=point.rate
+    )
 
 
 def growing(most: int, part: int) -> Iterator[tuple[int, int]]:
@@ -79,39 +114,28 @@ def growing(most: int, part: int) -> Iterator[tuple[int, int]]:
         start = end
 
 
-def guarded(
-    point: Point,
-    guardrails: int,
-    prior: bool,
-    covariate: bool,
-    runs: int,
-    rng: np.random.Generator,
-    most: int,
-    part: int,
-) -> list[float]:
-    """Pairs until whole guardrails (the mixture, or the adaptive bet where there is no prior) have all shown non-inferiority at once."""
+def with_past(point: Point, known: bool, runs: int, rng: np.random.Generator, most: int) -> list[float]:
+    """Pairs until one whole guardrail has shown non-inferiority when users differ, with and without their past; looks whenever the
+    pairs have grown by 1/48."""
     found = []
     for _ in range(runs):
-        rails = [Guardrail(rate_plan(point, prior)) for _ in range(guardrails)]
-        draws = [_draw(point, covariate, rng, most) for _ in range(guardrails)]
+        rail = Guardrail(rate_plan(point))
+        columns = _draw(point, known, rng, most)
         found.append(math.inf)
-        for start, end in growing(most, part):
-            for rail, columns in zip(rails, draws, strict=True):
-                rail.update_pairs(_pairs(columns, start, end))
-            if all(rail.reading().non_inferior for rail in rails):
+        for start, end in growing(most, 48):
+            rail.update_pairs(_pairs(columns, start, end))
+            if rail.reading().non_inferior:
                 found[-1] = float(end)
                 break
     return found
 
 
-def _draw(point: Point, covariate: bool, rng: np.random.Generator, most: int) -> list[Floats]:
-    """Control's and candidate's values; with the covariate also the two's pasts."""
-    if not covariate:
-        return [(rng.random(most) < point.rate).astype(float) for _ in range(2)]
+def _draw(point: Point, known: bool, rng: np.random.Generator, most: int) -> list[Floats]:
+    """Control's and candidate's values, and the two's pasts where they are known."""
     scale = 1 / CORRELATION - 1
     habits = [rng.beta(point.rate * scale, (1 - point.rate) * scale, most) for _ in range(2)]
     values = [(rng.random(most) < habit).astype(float) for habit in habits]
-    return values + [rng.binomial(PAST, habit) / PAST for habit in habits]
+    return values + ([rng.binomial(PAST, habit) / PAST for habit in habits] if known else [])
 
 
 def _pairs(columns: Sequence[Floats], start: int, end: int) -> list[tuple[UnitValue, UnitValue]]:
@@ -155,26 +179,33 @@ def levels() -> list[Level]:
 
 
 def slower(level: Level, sigma: float, runs: int, rng: np.random.Generator, most: int) -> list[float]:
-    """Users an arm until +50 % in TTFT is found harmful at p95 with a margin of 20 %; looks whenever the users have grown by 1/64."""
+    """Users an arm until +50 % in TTFT is found harmful at p95 with a margin of 20 %; inf: not within `most`."""
     plan = GuardrailPlan(
         "ttft", "quantile", "lower", MARGIN_TTFT, True, "nonInferior", level.steps, level.alpha, ALPHA, quantile=0.95
     )
     found = []
     for _ in range(runs):
-        rail = Guardrail(plan)
         times = np.exp(sigma * rng.standard_normal((2, most)))
         times[1] *= 1 + SLOWER
-        found.append(math.inf)
-        for start, end in growing(most, 64):
-            rail.update(
-                UnitValue(f"{arm}{i}", arm, float(i), float(i), 0, value)  # type: ignore[arg-type]
-                for arm, row in zip(("control", "candidate"), times, strict=True)
-                for i, value in zip(range(start, end), row[start:end].tolist(), strict=True)
-            )
+        rail, start, end = Guardrail(plan), 0, 32
+        while start < most:
+            before, new = copy.deepcopy(rail), _users(times, start, end)
+            rail.update(new)
             if rail.reading().harmful:
-                found[-1] = float(end)
                 break
+            start, end = end, min(most, 2 * end)
+        found.append(first_harmful(before, new, np.arange(start, end) + 0.5) + 0.5 if start < most else math.inf)
     return found
+
+
+def _users(times: Floats, start: int, end: int) -> list[UnitValue]:
+    """One user an arm and moment."""
+    arms: tuple[tuple[Arm, Floats], ...] = (("control", times[0]), ("candidate", times[1]))
+    return [
+        UnitValue(f"{arm}{i}", arm, float(i), float(i), 0, value)
+        for arm, row in arms
+        for i, value in zip(range(start, end), row[start:end].tolist(), strict=True)
+    ]
 
 
 def bound_slower(level: float, sigma: float) -> float:

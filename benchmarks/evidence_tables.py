@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import beta
 
-from benchmarks.evidence_cells import CORRELATIONS, EFFECTS, FEW, INCIDENTS, KINDS, METRICS, ONSETS, SIGMAS
+from benchmarks.evidence_cells import EFFECTS, FEW, INCIDENTS, METRICS, ONSETS, SAME, SIGMAS
 from benchmarks.evidence_samples import POINTS, bound_rate, bound_slower, levels
 
 RULES = {
@@ -112,8 +112,8 @@ def write_document(tables: Table, path: Path) -> None:
 
 def _documents(tables: Table) -> dict[str, list[str]]:
     rollouts = tables["rollouts"]
-    same = [(f"{kind}, {rho}", f"same/{kind}/{rho}") for kind in KINDS for rho in CORRELATIONS]
-    incidents = [(f"{length}, {rho}", f"incident/{length}/{rho}") for length in INCIDENTS for rho in (0.1, 0.3)]
+    same = [(f"{kind}, {rho}", f"same/{kind}/{rho}") for kind, rho in SAME]
+    incidents = [(f"{length}, 0.3", f"incident/{length}/0.3") for length in INCIDENTS]
     effects = [(f"{NAMES[m]}, {_multiple(e)}", f"effect/{m}/{e:g}") for m in METRICS for e in EFFECTS]
     effects = [
         ("none", "same/waves and bursts/0.1"),
@@ -139,6 +139,7 @@ def _documents(tables: Table) -> dict[str, list[str]]:
         "cost": _cost(rollouts, effects),
         "few": _few(rollouts, few),
         "points": _points(tables),
+        "boundary": _boundary(tables),
         "slower": _slower(tables),
     }
 
@@ -231,32 +232,47 @@ POINT_NAMES = {
     "design": "design prior alone",
     "mixture": "mixture (the product)",
     "adaptive": "adaptive alone (no history)",
-    "covariate": "mixture with the users' past",
+    "no past": "mixture, users who differ",
+    "past": "the same, their past known",
 }
 
 
 def _points(tables: Table) -> list[str]:
     rows = []
     for point, fixed in tables["fixed"].items():
-        rows.append(
-            [
-                point,
-                "lower bound of the mean",
-                "1",
-                f"{tables['bounds'][f'point/{point}']:,.0f} pairs on average",
-                "",
-                "",
-            ]
-        )
+        rows.append([point, "bound of the mean", "1", f"{tables['bounds'][f'point/{point}']:,.0f}", "", "", ""])
         for rails in (1, 6):
             for kind, label in POINT_NAMES.items():
                 found = tables["samples"].get(f"point/{point}/{kind}/{rails}")
                 if found is not None:
-                    rows.append([point, label, str(rails), *_relative(found, fixed)])
-    return _table(
-        ["operating point", "evidence", "guardrails", "median users an arm", "median/fixed", "80th percentile/fixed"],
-        rows,
-    )
+                    mean = "–" if found["mean"] is None else f"{found['mean']:,.0f}"
+                    rows.append([point, label, str(rails), mean, *_relative(found, fixed)])
+    head = [
+        "operating point",
+        "evidence",
+        "guardrails",
+        "mean",
+        "median (95 % interval)",
+        "median/fixed",
+        "80th percentile/fixed",
+    ]
+    return _table(head, rows)
+
+
+def _boundary(tables: Table) -> list[str]:
+    rows = []
+    for point in tables["fixed"]:
+        for kind in ("design", "mixture"):
+            found = tables["samples"][f"boundary/{point}/{kind}"]
+            rows.append(
+                [
+                    point,
+                    POINT_NAMES[kind],
+                    f"{found['runs']:,}",
+                    _percent(share(found["runs"] - found["never"], found["runs"])),
+                ]
+            )
+    return _table(["operating point", "evidence", "runs", "passed %"], rows)
 
 
 def _relative(found: Table, fixed: int) -> list[str]:

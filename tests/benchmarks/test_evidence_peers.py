@@ -20,8 +20,8 @@ from benchmarks.evidence_peers import (
     Split,
     history,
 )
-from benchmarks.evidence_rollouts import resource
 from benchmarks.evidence_traffic import Outcomes, Stream, Traffic
+from benchmarks.evidence_understudy import resource
 
 
 def _split(users: float = 100_000.0, **kind: Any) -> Split:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.evidence_rollouts import unit_values
 from benchmarks.evidence_traffic import DAY, Requests, Stream, Traffic, propensity, request_rate
+from benchmarks.evidence_understudy import unit_values
 
 
 def _day(seed: int = 1, users: float = 40_000.0, **kind: Any) -> tuple[Stream, Requests]:
