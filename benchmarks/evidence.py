@@ -41,7 +41,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 FINISHED = RESULTS / ".evidence-run.jsonl"
 DOCUMENT = HERE.parent / "docs/concepts/evidence-proof.md"
-QUICK = 0.01
+QUICK = 0.005
 """Share of the runs with `--quick`."""
 
 

@@ -87,7 +87,7 @@ def pieces(share: float) -> list[Piece]:
 
 
 def _part(runs: int, share: float) -> int:
-    return max(2, round(runs * share))
+    return max(1, round(runs * share))
 
 
 def _cut(name: str, runs: int, size: int, compute: Compute) -> list[Piece]:
