@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +26,7 @@ SURPRISING = {level: float(norm.ppf((1 + level) / 2)) for level in (0.95, 0.98)}
 """Two-sided normal quantiles."""
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What a rule says, and when (seconds since the start)."""
 
     verdict: str
@@ -183,22 +183,22 @@ class Ladder:
 
     def __init__(self, steps: Sequence[CanaryStep]) -> None:
         self._steps = steps
-        self._step, self._since, self._users = 0, 0.0, 0
+        self.step, self._since, self._users = 0, 0.0, 0
 
     @property
     def weight(self) -> float:
         """Share of the users who get the candidate now."""
-        return self._steps[self._step].weight / 100
+        return self._steps[self.step].weight / 100
 
     def pass_time(self, now: float, users: int) -> bool:
         """Moves on at `now`, with so many new users in the smaller arm; True at the end of the last step."""
-        step, elapsed = self._steps[self._step], now - self._since
+        step, elapsed = self._steps[self.step], now - self._since
         self._users += users
         if not (elapsed >= step.min_duration and (self._users >= step.min_units or elapsed >= step.max_duration)):
             return False
-        if self._step == len(self._steps) - 1:
+        if self.step == len(self._steps) - 1:
             return True
-        self._step, self._since, self._users = self._step + 1, now, 0
+        self.step, self._since, self._users = self.step + 1, now, 0
         return False
 
 
@@ -301,30 +301,34 @@ def _welch(total: Floats) -> Floats:
 
 
 class Kayenta:
-    """Kayenta's judge NetflixACAJudge on series of one value a minute, every hour over the last hour: a metric fails where the 98 %
-    Mann-Whitney interval of the shift lies beyond a quarter of the Hodges-Lehmann estimate, on the worse side. Three groups of equal
-    weight (failures per request, p95 TTFT, bad marks per request); a score below marginal = 75 aborts, the ladder's end with at least
-    pass = 90 promotes, between the two holds.
+    """Kayenta's judge NetflixACAJudge on series of one value a minute, with three hourly judgements in every step of the ladder, each on the
+    minutes since the last: a metric fails where the 98 % Mann-Whitney interval of the shift lies beyond a quarter of the Hodges-Lehmann
+    estimate. Three groups of equal weight (failures per request, p95 TTFT, bad marks per request); a score below marginal = 75 aborts, the
+    ladder's end with at least pass = 90 promotes, else it holds. Waits until it has 50 minutes with requests in both arms.
 
-    Source: spinnaker/kayenta, MannWhitneyClassifier.scala and NetflixACAJudge.scala (tolerance 0.25, confLevel 0.98, minutes without
-    data removed, equal series pass); an hour at a step of 60 s with pass 90 and marginal 75 is the example of argoproj/argo-rollouts,
-    docs/analysis/kayenta.md.
+    Source: spinnaker/kayenta, MannWhitneyClassifier.scala and NetflixACAJudge.scala (tolerance 0.25, confLevel 0.98, minutes without data
+    removed, equal series pass); spinnaker.io/docs/guides/user/canary/best-practices (lifetime of 3 hours, interval of 1 hour, 50 values); a
+    step of 60 s, pass 90 and marginal 75 are the example of argoproj/argo-rollouts, docs/analysis/kayenta.md.
     """
 
     name = "kayenta"
-    interval, tolerance, level, marginal, passing = 60, 0.25, 0.98, 75.0, 90.0
+    interval, runs, fewest, tolerance, level, marginal, passing = 60, 3, 50, 0.25, 0.98, 75.0, 90.0
 
     def __init__(self) -> None:
-        self._judged = 0
+        self._hours, self._start, self._step, self._judged = 0, 0, 0, 0
         self._score = 100.0
 
-    def look(self, minutes: Minutes, now: float) -> Verdict | None:
-        """Judges each full hour."""
-        while (self._judged + 1) * self.interval * MINUTE <= now:
-            start = self._judged * self.interval
-            self._judged += 1
-            end = start + self.interval
+    def look(self, minutes: Minutes, now: float, step: int) -> Verdict | None:
+        """Judges at full hours, once there is enough to judge. `step`: of the ladder, for the time up to now."""
+        if step > self._step:
+            self._step, self._judged, self._start = step, 0, self._hours * self.interval
+        while (self._hours + 1) * self.interval * MINUTE <= now:
+            self._hours += 1
+            start, end = self._start, self._hours * self.interval
             sums = minutes.sums[:, start:end]
+            if self._judged == self.runs or (sums[:, :, REQUESTS] > 0).sum(axis=1).min() < self.fewest:
+                continue
+            self._start, self._judged = end, self._judged + 1
             with np.errstate(divide="ignore", invalid="ignore"):
                 failing = sums[:, :, FAILED] / sums[:, :, REQUESTS]
                 marked = sums[:, :, BAD] / sums[:, :, REQUESTS]

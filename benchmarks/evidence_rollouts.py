@@ -24,7 +24,7 @@ from benchmarks.evidence_peers import (
     history,
 )
 from benchmarks.evidence_traffic import HORIZON, SETTLE, Bools, Floats, Outcomes, Requests, Stream, Traffic
-from benchmarks.evidence_understudy import Understudy, Values, resource, rest, unit_values
+from benchmarks.evidence_understudy import Understudy, Values, part_of, resource, unit_values
 
 FIRST = 3600.0
 """The first span: the rules that split requests have decided by then, and no step ends before."""
@@ -155,9 +155,10 @@ class _LadderPeers:
         self._pending.append(values)
         for closed in self._closed(end):
             self._growthbook.see(closed.metrics, closed.candidate)
-        for rule in (self._tests, self._kayenta):
-            if rule.name not in self.found:
-                self._keep(rule.name, rule.look(self._minutes, end))
+        if self._tests.name not in self.found:
+            self._keep(self._tests.name, self._tests.look(self._minutes, end))
+        if self._kayenta.name not in self.found:
+            self._keep(self._kayenta.name, self._kayenta.look(self._minutes, end, self._ladder.step))
         if self._growthbook.name not in self.found:
             self._keep(self._growthbook.name, self._growthbook.look(end))
         if self._ladder.pass_time(end, min(int(values.candidate.sum()), int((~values.candidate).sum()))):
@@ -172,8 +173,8 @@ class _LadderPeers:
     def _closed(self, now: float) -> list[Values]:
         """Takes what has closed from what waits."""
         masks = [values.exposed_at + HORIZON + SETTLE <= now for values in self._pending]
-        closed = [rest(values, mask) for values, mask in zip(self._pending, masks, strict=True)]
-        rest = [rest(values, ~mask) for values, mask in zip(self._pending, masks, strict=True)]
+        closed = [part_of(values, mask) for values, mask in zip(self._pending, masks, strict=True)]
+        rest = [part_of(values, ~mask) for values, mask in zip(self._pending, masks, strict=True)]
         self._pending = [values for values in rest if values.exposed_at.size]
         return closed
 

@@ -154,9 +154,9 @@ class Understudy:
             counts = self._counts.setdefault(step, [0, 0])
             counts[0] += int((closed & ~values.candidate).sum())
             counts[1] += int((closed & values.candidate).sum())
-            self._closed.append((step, rest(values, closed)))
+            self._closed.append((step, part_of(values, closed)))
             if not closed.all():
-                waiting.append((step, rest(values, ~closed)))
+                waiting.append((step, part_of(values, ~closed)))
         self._pending = waiting
         if not self._is_due(now):
             return None
@@ -223,7 +223,7 @@ def _units(parts: Sequence[tuple[int, Values]], metric: str) -> Iterator[UnitVal
             yield UnitValue(f"u{number}", arm, at, at + HORIZON + SETTLE, step, value)
 
 
-def rest(values: Values, kept: Bools) -> Values:
+def part_of(values: Values, kept: Bools) -> Values:
     return Values(
         values.number[kept],
         values.exposed_at[kept],

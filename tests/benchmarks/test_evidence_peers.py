@@ -111,10 +111,17 @@ def test_repeated_tests_cry_wolf_and_see_harm() -> None:
 
 def test_kayenta_judges_each_hour_by_mann_whitney_with_a_tolerance() -> None:
     rng = np.random.default_rng(6)
-    slow = Kayenta().look(_minutes(rng, 2, (0.0, 0.0), slower=1.5), 7200)
+    slow = Kayenta().look(_minutes(rng, 2, (0.0, 0.0), slower=1.5), 7200, 0)
     assert slow is not None
     assert (slow.verdict, slow.at, slow.why) == ("abort", 3600.0, "ttft")
-    assert Kayenta().look(_minutes(rng, 2, (0.5, 0.01)), 7200) is None, "better is not high"
+    assert Kayenta().look(_minutes(rng, 2, (0.5, 0.01)), 7200, 0) is None, "better is not high"
+    idle = Kayenta()
+    assert idle.look(_minutes(rng, 3, (0.0, 0.0)), 3 * 3600, 0) is None
+    late = _minutes(rng, 6, (0.0, 0.0), slower=1.5)
+    assert idle.look(late, 5 * 3600, 0) is None, "three judgements a step"
+    seen = idle.look(late, 6 * 3600, 1)
+    assert seen is not None
+    assert seen.at == 6 * 3600
     x, y = rng.normal(0.8, 1, 60), rng.normal(0, 1, 60)
     shift = np.median(np.subtract.outer(x, y))
     p = mannwhitneyu(x - 0.25 * abs(shift), y, alternative="two-sided", method="asymptotic").pvalue
