@@ -243,8 +243,7 @@ class Minutes:
         cell = candidate[inside] * (end - start) + (at[inside] // MINUTE).astype(int) - start
         order = np.lexsort((ttft[inside], cell))
         sizes = np.bincount(cell, minlength=2 * (end - start))
-        last = np.cumsum(sizes)
-        rank = last - sizes + np.ceil(0.95 * sizes).astype(int) - 1
+        rank = np.cumsum(sizes) - sizes + np.ceil(0.95 * sizes).astype(int) - 1
         filled = sizes > 0
         found.reshape(-1)[filled] = ttft[inside][order][rank[filled]]
         return found
@@ -301,10 +300,10 @@ def _welch(total: Floats) -> Floats:
 
 
 class Kayenta:
-    """Kayenta's judge NetflixACAJudge on series of one value a minute, with three hourly judgements in every step of the ladder, each on the
-    minutes since the last: a metric fails where the 98 % Mann-Whitney interval of the shift lies beyond a quarter of the Hodges-Lehmann
-    estimate. Three groups of equal weight (failures per request, p95 TTFT, bad marks per request); a score below marginal = 75 aborts, the
-    ladder's end with at least pass = 90 promotes, else it holds. Waits until it has 50 minutes with requests in both arms.
+    """Kayenta's judge NetflixACAJudge on series of one value a minute, three hourly judgements in every step of the ladder: a metric fails
+    where the 98 % Mann-Whitney interval of the shift lies beyond a quarter of the Hodges-Lehmann estimate. Three groups of equal weight
+    (failures per request, p95 TTFT, bad marks per request); a score below marginal = 75 aborts, the ladder's end with at least pass = 90
+    promotes, else it holds. Each judgement takes the minutes since the last and waits for 50 with requests in both arms.
 
     Source: spinnaker/kayenta, MannWhitneyClassifier.scala and NetflixACAJudge.scala (tolerance 0.25, confLevel 0.98, minutes without data
     removed, equal series pass); spinnaker.io/docs/guides/user/canary/best-practices (lifetime of 3 hours, interval of 1 hour, 50 values); a
@@ -358,7 +357,7 @@ def _wilcoxon(x: Floats, y: Floats) -> float:
     """Standardised rank sum with continuity and tie corrections: above the normal quantile where the interval of x − y lies above 0."""
     ranks = rankdata(np.concatenate([x, y]))
     n, m = x.size, y.size
-    centred = ranks[:n].sum() - n * (n + 1) / 2 - n * m / 2
+    centred = ranks[:n].sum() - n * (n + 1 + m) / 2
     ties = np.unique(ranks, return_counts=True)[1].astype(float)
     variance = n * m / 12 * (n + m + 1 - (ties**3 - ties).sum() / ((n + m) * (n + m - 1)))
     return float((centred - 0.5 * np.sign(centred)) / np.sqrt(variance)) if variance > 0 else 0.0
