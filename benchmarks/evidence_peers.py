@@ -314,8 +314,7 @@ class Kayenta:
     interval, runs, fewest, tolerance, level, marginal, passing = 60, 3, 50, 0.25, 0.98, 75.0, 90.0
 
     def __init__(self) -> None:
-        self._hours, self._start, self._step, self._judged = 0, 0, 0, 0
-        self._score = 100.0
+        self._hours, self._start, self._step, self._judged, self._score = 0, 0, 0, 0, 100.0
 
     def look(self, minutes: Minutes, now: float, step: int) -> Verdict | None:
         """Judges at full hours, once there is enough to judge. `step`: of the ladder, for the time up to now."""
