@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from cryptography.fernet import Fernet, InvalidToken
@@ -25,17 +25,22 @@ AT_ONCE: Final = 8
 """Questions to the judge under way at once."""
 
 
+Judged = Callable[[str, str, Mapping[str, float]], None]
+
+
 class Judging:
     """The judge's work for one service."""
 
-    def __init__(self, service: str, store: Store, judge: Judge, content_key: bytes, pause: float) -> None:
-        """`pause`: seconds between two searches for new pairs."""
+    def __init__(
+        self, service: str, store: Store, judge: Judge, content_key: bytes, pause: float, judged: Judged
+    ) -> None:
+        """`pause`: seconds between two searches for new pairs. `judged` is told of each pair: the service, what came of it (judged,
+        without_reference, unparsable, undecipherable), and the scores by arm.
+        """
         self._service, self._store, self._judge = service, store, judge
         self._cipher = Fernet(content_key)
-        self._pause = pause
+        self._pause, self._judged = pause, judged
         self._passed: set[str] = set()
-        self.counts: Counter[str] = Counter()
-        """judged, without_reference, unparsable, undecipherable: pairs so far."""
 
     async def run(self) -> None:
         """Until cancelled. A store or judge that is away is waited for."""
@@ -76,12 +81,12 @@ class Judging:
         if scores is None:
             self._pass(material, "without_reference")
             return None
-        self.counts["judged"] += 1
         candidate, stable = scores
+        self._judged(self._service, "judged", {"candidate": candidate, "control": stable})
         return Judgement(
             material.pair, material.rollout, material.unit, candidate, stable, self._judge.name, material.at, 0
         )
 
     def _pass(self, material: JudgeMaterial, why: str) -> None:
         self._passed.add(material.pair)
-        self.counts[why] += 1
+        self._judged(self._service, why, {})

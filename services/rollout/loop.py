@@ -69,7 +69,14 @@ class ServiceLoop:
         """One look; None: it failed, and why was told."""
         decision = await self._turn(self._reconciler.look)
         if decision is not None:
-            self._metrics.looked(self.service.name, decision.status)
+            self._metrics.looked(
+                self.service.name,
+                decision,
+                self.last.readings if self.last is not None else (),
+                at=self._clock.time(),
+                seconds=self._clock.monotonic() - self._started,
+                interval=self.service.spec.rollout.look,
+            )
         return decision
 
     async def retire(self) -> Retirement | None:
