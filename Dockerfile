@@ -95,9 +95,10 @@ RUN --mount=type=bind,from=build,source=/build/uv,target=/build/uv \
     --mount=type=bind,source=requirements/engine.txt,target=/build/engine.txt \
     export PATH=/build/uv/bin:$PATH UV_NO_CACHE=1 UV_PYTHON_DOWNLOADS=never && uv venv --quiet --python python3 /opt/engine \
     && uv pip install --quiet --compile-bytecode --python /opt/engine/bin/python --no-deps --require-hashes -r /build/engine.txt
+# Copied, not mounted: buildah takes a layer from its cache whatever lies in a mount.
+COPY --from=build-services /build/wheels /opt/wheels
 RUN --mount=type=bind,from=build,source=/build/uv,target=/build/uv \
-    --mount=type=bind,from=build-services,source=/build/wheels,target=/build/wheels \
-    /build/uv/bin/uv pip install --quiet --no-cache --compile-bytecode --python /opt/engine/bin/python --no-deps /build/wheels/*.whl
+    /build/uv/bin/uv pip install --quiet --no-cache --compile-bytecode --python /opt/engine/bin/python --no-deps /opt/wheels/*.whl
 # One process an engine, no fetching of files that are there: services/serving/engine_plugin.py and local_engine.py say why.
 ENV PATH=/opt/engine/bin:$PATH TORCHDYNAMO_DISABLE=1 VLLM_CPU_KVCACHE_SPACE=1 UNDERSTUDY_ENGINE_IN_PROCESS=1 \
     RAYLLM_VLLM_ENGINE_CLS=services.serving.local_engine:LocalEngine \
@@ -107,7 +108,7 @@ EXPOSE 8000
 
 FROM ${CUDA_ENGINE_IMAGE} AS engine-cuda
 # Adapters are loaded by services/serving/engine_plugin.py.
-RUN --mount=type=bind,from=build-services,source=/build/wheels,target=/build/wheels \
-    python3 -m pip install --quiet --no-cache-dir --no-deps /build/wheels/*.whl
+COPY --from=build-services /build/wheels /opt/wheels
+RUN python3 -m pip install --quiet --no-cache-dir --no-deps /opt/wheels/*.whl
 ENV HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 RAY_USAGE_STATS_ENABLED=0 RAY_SERVE_ENABLE_HA_PROXY=1 RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING=1
 EXPOSE 8000

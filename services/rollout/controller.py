@@ -143,7 +143,7 @@ class FileSource:
             while True:
                 loop.follow(self._services[name])
                 decision = await loop.look()
-                await loop.rest(loop.service.spec.rollout.look if decision is not None else loops.RETRY_SECONDS)
+                await loop.rest(loop.pause(decision) if decision is not None else loops.RETRY_SECONDS)
         finally:
             await loop.close()
 

@@ -15,6 +15,7 @@ from services.rollout.observed import VersionInfo
 from services.rollout.platforms.base import RevisionState
 from services.rollout.resources import LLMService
 from services.rollout.revisions import engine_name, engine_of, fewest, hold_of, kind_of, model_of, reached, weights_of
+from services.rollout.scaling import called_for
 
 
 def shares_stable(d: Deliberation) -> bool:
@@ -108,10 +109,22 @@ def replicas(d: Deliberation, engine: str) -> tuple[int, int]:
     """Fewest and most replicas that an engine shall have now: at least one where it is new and while a rollout lasts."""
     most = d.service.spec.engine.autoscaling.max
     idle = d.observed.quiet and not d.active and engine in (d.observed.engines or {})
-    least = fewest(d.service, idle)
+    least = max(fewest(d.service, idle), _for_first_tokens(d, engine))
     if d.active and engine == d.rollout.engine:
         least = max(least, d.rollout.replicas)
     return min(most, least), most
+
+
+def _for_first_tokens(d: Deliberation, engine: str) -> int:
+    """Replicas of stable's engine that the target for the first token calls for; 0: it has no say."""
+    target, seen = d.service.spec.engine.autoscaling.target_ttft, d.observed.first_tokens
+    state = (d.observed.engines or {}).get(engine)
+    if target is None or seen is None or d.stable is None or engine != engine_of(d.stable):
+        return 0
+    if state is None or state.replicas is None:
+        return 0
+    wanted = called_for(state.replicas[0], state.ready_replicas, target, seen)
+    return max(wanted, state.replicas[0]) if d.active else wanted  # a comparison needs a stable that stays as it is
 
 
 def scale(d: Deliberation, state: RevisionState) -> None:

@@ -33,6 +33,11 @@ class Health:
         """The service has no loop any more."""
         self._due.pop(service, None)
 
+    @property
+    def services(self) -> int:
+        """How many services have a loop."""
+        return len(self._due)
+
     def stuck(self) -> list[str]:
         """Services whose loop hangs."""
         now = self._clock.monotonic()

@@ -26,6 +26,12 @@ log = logging.getLogger(__name__)
 RETRY_SECONDS: Final = 2.0
 """Pause after a look that failed, and between questions for the lock."""
 
+IDLE_SECONDS: Final = 2.0
+"""Longest pause while nothing is rolled out: so soon a moved alias is seen, as long as few services ask the registry."""
+FEW_SERVICES: Final = 50
+HURRIED_SECONDS: Final = 0.5
+"""Longest pause while a rollout waits for an engine or for gateways, and not for users."""
+
 Seen = TypeVar("Seen")
 
 
@@ -85,6 +91,13 @@ class ServiceLoop:
         if retirement is not None and retirement.waiting is None:
             self._metrics.gone(self.service.name)
         return retirement
+
+    def pause(self, decision: Decision) -> float:
+        """Seconds from this look to the next: `rollout.look` where evidence is gathered, at most that elsewhere."""
+        look, rollout = self.service.spec.rollout.look, decision.status.rollout
+        if rollout is not None and rollout.active:
+            return look if rollout.stage_started_at is not None else min(look, HURRIED_SECONDS)
+        return min(look, IDLE_SECONDS) if self._health.services <= FEW_SERVICES else look
 
     async def rest(self, pause: float) -> None:
         """Until `pause` seconds after the last look began, or until somebody wakes it."""

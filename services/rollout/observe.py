@@ -21,6 +21,8 @@ from services.rollout.observed import Aliases, Evaluations, Identity, Observed, 
 from services.rollout.platforms.base import Platform, PlatformError, RevisionState
 from services.rollout.registry import Registry
 from services.rollout.resources import LLMService
+from services.rollout.revisions import engine_of
+from services.rollout.scaling import FirstTokens, first_tokens
 from services.rollout.status import Condition, RolloutStatus
 from services.store import RolloutRow, Standing, Store
 
@@ -64,12 +66,14 @@ class Observer:
         self._aliases: Aliases | None = None
         self._versions: dict[str, VersionInfo | None] = {}
         self._claimed: tuple[str, str, str] | None = None
+        self._unchanged: tuple[tuple[str, int], float] | None = None
+        """Stable's engine and its ready replicas, and since when (store's time) it has had them."""
 
     async def look(
         self, service: LLMService, conditions: tuple[Condition, ...], refused: Mapping[str, Refusal]
     ) -> Sight:
         """Raises StoreError; nothing else that is away is an error."""
-        (stored, quiet), aliases, engines = await asyncio.gather(
+        (stored, quiet, answers), aliases, engines = await asyncio.gather(
             asyncio.to_thread(self._read, service), self._steering(service), self._engines(service.name)
         )
         row = stored.rollout
@@ -85,6 +89,7 @@ class Observer:
             aliases=aliases,
             engines=engines,
             quiet=quiet,
+            first_tokens=self._first_tokens(service, stored, engines, answers),
             pinned=await self._pinned(service),
             refused=refused,
             commands=stored.commands,
@@ -96,12 +101,34 @@ class Observer:
             observed = await self._gate(observed, status, observed.rules or service)
         return Sight(observed, row, stored.now, stored.watermark)
 
-    def _read(self, resource: LLMService) -> tuple[Standing, bool]:
-        """Where the service stands, and whether nobody has asked it for long enough to end its engines."""
+    def _read(self, resource: LLMService) -> tuple[Standing, bool, list[tuple[float, float]]]:
+        """Where the service stands, whether nobody has asked it for long enough to end its engines, and how long first tokens took."""
         store, scaling = self._store, resource.spec.engine.autoscaling
         stored = store.standing(resource.name)
         since = stored.now - scaling.downscale_delay
-        return stored, scaling.min == 0 and not store.asked_since(resource.name, since)
+        quiet = scaling.min == 0 and not store.asked_since(resource.name, since)
+        since = min(since, stored.now - scaling.upscale_delay)
+        return stored, quiet, store.first_tokens(resource.name, since) if scaling.target_ttft is not None else []
+
+    def _first_tokens(
+        self,
+        service: LLMService,
+        stored: Standing,
+        engines: Mapping[str, RevisionState] | None,
+        answers: list[tuple[float, float]],
+    ) -> FirstTokens | None:
+        """What they say since stable's engine last had more or fewer replicas."""
+        scaling = service.spec.engine.autoscaling
+        state = (
+            engines.get(engine_of(stored.route.stable)) if engines is not None and stored.route is not None else None
+        )
+        if scaling.target_ttft is None or state is None:
+            return None
+        replicas = state.name, state.ready_replicas
+        if self._unchanged is None or self._unchanged[0] != replicas:
+            self._unchanged = replicas, stored.now
+        since = self._unchanged[1]
+        return first_tokens(answers, stored.now, since, scaling.upscale_delay, scaling.downscale_delay)
 
     async def _steering(self, service: LLMService) -> Aliases | None:
         names = service.spec.model

@@ -13,6 +13,7 @@ from services.common.routing import Route
 from services.evidence import Reading
 from services.rollout.platforms.base import RevisionState
 from services.rollout.resources import LLMService
+from services.rollout.scaling import FirstTokens
 from services.rollout.status import Condition, RolloutStatus
 from services.store import Command
 
@@ -102,6 +103,8 @@ class Observed:
     """The service's engines by name; None: the platform is away."""
     quiet: bool = False
     """Nobody has asked for the service for `autoscaling.downscaleDelay`; only looked up where the engine may then end."""
+    first_tokens: FirstTokens | None = None
+    """Of stable's engine, where the resource has `autoscaling.targetTtft`."""
     pinned: Mapping[str, VersionInfo | None] = field(default_factory=dict)
     """The versions of `spec.model.pinned` as the registry has them; None: it has no such version. Missing: it could not be asked."""
     refused: Mapping[str, Refusal] = field(default_factory=dict)

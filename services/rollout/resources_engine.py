@@ -38,7 +38,8 @@ class Resources(Resource):
 
 
 class Autoscaling(Resource):
-    """Bounds and pace of the engine's autoscaling. A change of `min` and `max` counts at once, of the rest from the engine's next start."""
+    """Bounds and pace of the engine's autoscaling. A change of `min`, `max` and `targetTtft` counts at once, of the rest from the engine's
+    next start."""
 
     model_config = cel(("self.min <= self.max", "min is greater than max", "min"))
 
@@ -55,6 +56,11 @@ class Autoscaling(Resource):
         ge=1,
         le=100_000,
         description="Requests under way at once in one replica that autoscaling aims at; default: 0.7 of maxOngoingRequests.",
+    )
+    target_ttft: Lasting | None = Field(
+        default=None,
+        description="Time to the first token (95th percentile of stable's streamed requests, 20 or more within upscaleDelay) above which a "
+        "replica is added, up to max; below half of it for downscaleDelay, one goes, down to min. Beside targetOngoingRequests.",
     )
     upscale_delay: Duration = Field(default=30.0, ge=0, description="Time above the target before replicas are added.")
     downscale_delay: Duration = Field(

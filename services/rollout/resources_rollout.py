@@ -366,7 +366,11 @@ class Rollout(Resource):
     settle: Duration = Field(
         default=60.0, ge=0, description="Time after the horizon for running requests to end and feedback to come."
     )
-    look: Lasting = Field(default=10.0, description="Time between the controller's looks.")
+    look: Lasting = Field(
+        default=10.0,
+        description="Time between the controller's looks while evidence is gathered. While a rollout waits for an engine it looks "
+        "twice a second, while there is none every 2 s (with more than 50 services: at this pace too).",
+    )
     gate: Gate = Field(default_factory=Gate, description="Offline evaluation.")
     rehearsal: Rehearsal = Field(default_factory=Rehearsal, description="Mirrored traffic.")
     canary: Canary = Field(default_factory=Canary, description="Live traffic in steps.")

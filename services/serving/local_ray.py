@@ -132,6 +132,8 @@ class LocalRay:
             "RAY_USAGE_STATS_ENABLED": "0",
             # Workers that fetched a model stay idle with all of vLLM imported, 1 GB each; Ray would keep one per declared CPU.
             "RAY_num_workers_soft_limit": "0",
+            # Ray gives its workers a niceness of 15: whatever else the machine does would come before the engines.
+            "RAY_worker_niceness": "0",
             # The stock direct path: HAProxy to the replica, no Python proxy between.
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
             "RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING": "1",

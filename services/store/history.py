@@ -144,6 +144,25 @@ class History:
         with self._database.read() as connection:
             return connection.execute(query).first() is not None
 
+    def first_tokens(self, service: str, since: float, limit: int = 10_000) -> list[tuple[float, float]]:
+        """(start, seconds to the first token) of the newest live streamed requests that stable's engine answered, started at or after
+        `since`."""
+        query = (
+            select(observations.c.started_at, observations.c.ttft)
+            .where(
+                observations.c.service == service,
+                observations.c.started_at >= since,
+                observations.c.streamed,
+                observations.c.ttft.is_not(None),
+                observations.c.arm != "candidate",
+                _LIVE,
+            )
+            .order_by(observations.c.started_at.desc())
+            .limit(limit)
+        )
+        with self._database.read() as connection:
+            return [(row.started_at, row.ttft) for row in connection.execute(query)]
+
     def traffic(self, service: str, since: float, until: float, bucket_seconds: float) -> list[Mapping[str, Any]]:
         """Live requests of a service started in [since, until), by bucket and revision: {at, revision, requests, errors}."""
         number = func.floor(observations.c.started_at / bucket_seconds, type_=Float(53))

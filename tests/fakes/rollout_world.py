@@ -37,6 +37,7 @@ from services.rollout.observed import (
 )
 from services.rollout.platforms.base import RevisionState
 from services.rollout.resources import LLMService
+from services.rollout.scaling import FirstTokens
 from services.rollout.status import RolloutStatus, ServiceStatus
 from services.store import Command
 
@@ -110,6 +111,7 @@ class World:
         self.removed: list[str] = []
         self.scaled: list[tuple[str, tuple[int, int]]] = []
         self.quiet = False
+        self.first_tokens: FirstTokens | None = None
         self._status = ServiceStatus()
         self._seen: Aliases | None = None
         self.version("1")
@@ -144,6 +146,7 @@ class World:
             tags=self.versions[status.version].tags if tagged and status is not None else None,
             engines=None if self.platform_away else dict(self.engines),
             quiet=self.quiet,
+            first_tokens=self.first_tokens,
             pinned={v: self.versions.get(v) for v in self.service.spec.model.pinned if not self.registry_away},
             refused=self.refused,
             evaluations=evaluations,

@@ -21,7 +21,7 @@ from services.rollout.loop import ServiceLoop
 from services.rollout.metrics import Metrics
 from services.rollout.reconcile import Reconciler
 from services.rollout.resources import LLMService
-from services.rollout.status import ServiceStatus
+from services.rollout.status import RolloutStatus, ServiceStatus
 from services.store import StoreUnavailable
 
 DOCUMENT = """\
@@ -153,3 +153,39 @@ def test_the_lock_of_postgresql_ends_with_its_session(postgres_url: str) -> None
     second.take()
     second.release()
     first.release()
+
+
+def rolling(stage_started_at: float | None, finished_at: float | None = None) -> ServiceStatus:
+    rollout = RolloutStatus.model_construct(stage_started_at=stage_started_at, finished_at=finished_at)
+    return ServiceStatus.model_construct(rollout=rollout)
+
+
+@pytest.mark.parametrize(
+    ("status", "services", "pause"),
+    [
+        (ServiceStatus(), 1, 2.0),
+        (ServiceStatus(), 51, 10.0),
+        (rolling(None), 51, 0.5),
+        (rolling(7.0), 1, 10.0),
+        (rolling(7.0, finished_at=9.0), 1, 2.0),
+    ],
+)
+async def test_a_look_comes_soon_where_somebody_waits_for_it(
+    status: ServiceStatus, services: int, pause: float
+) -> None:
+    clock = SystemClock()
+    health = Health(clock, {})
+    service = LLMService.model_validate(
+        {
+            "apiVersion": "understudy.dev/v1alpha1",
+            "kind": "LLMService",
+            "metadata": {"name": "assistant"},
+            "spec": {"model": {"registeredModel": "m"}},
+        }
+    )
+    looker = cast(Reconciler, Looker(service, []))
+    loop = ServiceLoop(service, FileLock(Path("unused")), lambda _: looker, lambda _: (), Metrics(), health, clock)
+    for number in range(services - 1):
+        health.turned(f"other-{number}", 0.0)
+    assert loop.pause(Decision((), status)) == pause
+    await loop.close()

@@ -308,3 +308,21 @@ async def test_a_version_is_pinned_while_the_resource_says_so(stage: Callable[..
         await world.look()
     assert len(world.platform.removed) == 1
     assert world.store.route("assistant").pinned == ()  # type: ignore[union-attr]
+
+
+async def test_slow_first_tokens_call_for_replicas(stage: Callable[..., Stage]) -> None:
+    resource = service()
+    engine = resource.spec.engine.model_validate(
+        {"autoscaling": {"max": 3, "targetTtft": "1s", "upscaleDelay": "4s", "downscaleDelay": "20s"}}
+    )
+    spec = resource.spec.model_copy(update={"engine": engine})
+    ttft = 3.0
+    world = stage(lambda _: Behaviour(ttft=ttft), resource=resource.model_copy(update={"spec": spec}))
+    for _ in range(12):
+        await world.look()
+    asked = [bounds for _, bounds in world.platform.scaled]
+    assert asked == [(2, 3), (3, 3)]
+    ttft = 0.1
+    for _ in range(40):
+        await world.look()
+    assert [bounds for _, bounds in world.platform.scaled][2:] == [(2, 3), (1, 3)]

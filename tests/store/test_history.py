@@ -94,6 +94,22 @@ def test_whether_anybody_asked(store: Store, now: float) -> None:
     assert not store.asked_since("assistant", now - 4.9)
 
 
+def test_first_tokens_of_stables_engine(store: Store, now: float) -> None:
+    store.write(
+        [
+            stable(now - 5, ttft=0.1),
+            stable(now - 4, ttft=0.2),
+            stable(now - 9, ttft=0.3),
+            stable(now - 3, ttft=None, outcome="error"),
+            stable(now - 3, streamed=False),
+            observation(now - 3, arm="candidate", ttft=0.4),
+            observation(now - 3, kind="mirror", pair="p"),
+        ]
+    )
+    assert store.first_tokens("assistant", now - 6) == [(now - 4, 0.2), (now - 5, 0.1)]
+    assert store.first_tokens("assistant", now - 6, limit=1) == [(now - 4, 0.2)]
+
+
 def test_traffic_per_bucket_and_revision(store: Store, now: float) -> None:
     start = now // 10 * 10
     store.write(

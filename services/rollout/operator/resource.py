@@ -132,7 +132,7 @@ class ServiceResource:
             return loops.RETRY_SECONDS
         self._note_events(decision)
         await self._report(decision)
-        return self._valid.spec.rollout.look
+        return loop.pause(decision)
 
     def _read(self) -> None:
         """What the resource wants, where that has changed."""

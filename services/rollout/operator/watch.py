@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import kopf
+from kopf._cogs.structs.credentials import Vault  # kopf takes one, and does not export its class
 
 from services.rollout.operator.api import LLM_SERVICE, KubernetesApi
 
@@ -109,8 +110,23 @@ class Watch:
         return hand
 
     def _run(self) -> None:
-        where: dict[str, Any] = {"clusterwide": True} if self._namespace is None else {"namespaces": [self._namespace]}
         try:
-            kopf.run(registry=self._registry, settings=settings(), standalone=True, stop_flag=self._stop, **where)
+            asyncio.run(self._watch())
         except Exception as error:  # noqa: BLE001  # whatever it is, watching begins anew
             log.warning("watching resources ended: %s", error)
+
+    async def _watch(self) -> None:
+        where: dict[str, Any] = {"clusterwide": True} if self._namespace is None else {"namespaces": [self._namespace]}
+        vault = Vault()
+        try:
+            await kopf.operator(
+                registry=self._registry,
+                settings=settings(),
+                standalone=True,
+                stop_flag=self._stop,
+                vault=vault,
+                **where,
+            )
+        finally:
+            # kopf closes its sessions before its last requests have ended, and one of those may log in again.
+            await vault.close()
