@@ -243,7 +243,7 @@ LAST_LOOK: Final = _gauge(
     unit="seconds since the epoch",
 )  # fmt: skip
 LOOK_INTERVAL: Final = _gauge(
-    "controller", "understudy_controller_look_interval_seconds", "Pause between two looks that the resource asks for.",
+    "controller", "understudy_controller_look_interval_seconds", "Pause until the next look.",
     SERVICE, unit="seconds",
 )  # fmt: skip
 PLATFORM_CALLS: Final = _counter(
