@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from services.cli import narrative, views
-from services.rollout import reasons
+from services.cli.series import drawn, stages
 from services.rollout.status import RolloutStatus
 from services.store import Store
 from services.store.rows import RolloutRow
@@ -24,10 +24,6 @@ TRAFFIC_BUCKETS: Final = 120
 SERIES_BUCKETS: Final = 90
 STEPS: Final = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1_800, 3_600, 7_200, 21_600, 86_400)
 """Bucket sizes in seconds; a longer story takes the last one."""
-DRAWN: Final = (
-    "at", "stage", "step", "n_control", "n_candidate", "control", "candidate", "effect", "lower", "upper",
-    "e_harm", "harm_threshold", "harmful", "e_promote", "promote_threshold", "non_inferior",
-)  # fmt: skip
 OUTCOMES: Final = {"advance": "promoted", "abort": "aborted", "hold": "held", "error": "void"}
 """What a verdict means for the version, in one word."""
 FILLER: Final = frozenset({"in", "on", "the", "step"})
@@ -137,50 +133,6 @@ def why(state: RolloutStatus, told: Mapping[str, Any]) -> str:
         if reading["metric"] == state.metric:
             return str(reading["compared"])
     return narrative.sentence(state.message) if state.message else str(told["headline"])
-
-
-def stages(store: Store, row: RolloutRow, audit: Sequence[Mapping[str, Any]], now: float) -> list[dict[str, Any]]:
-    """When the rollout was in which stage and step: the gate, the engine's start, then what the routes published for it say."""
-    end = row.finished_at or now
-    found: list[dict[str, Any]] = [{"stage": "gate", "step": 0, "weight": 0, "from": row.started_at, "to": end}]
-    passed = next(
-        (entry["at"] for entry in audit if entry["reason"] in (reasons.GATE_PASSED, reasons.GATE_SKIPPED)), None
-    )
-    if passed is not None:
-        found[0]["to"] = passed
-        found.append({"stage": "start", "step": 0, "weight": 0, "from": passed, "to": end})
-    for at, route in store.route_history(row.service, row.started_at):
-        if at > end:
-            break
-        stage: str = route.stage if route.rollout == row.id else "idle"
-        entry: dict[str, Any] = {"stage": stage, "step": route.step, "weight": route.weight, "from": at, "to": end}
-        last = found[-1]
-        if (stage, route.step, route.weight) == (last["stage"], last["step"], last["weight"]):
-            continue
-        if stage == "idle":
-            if last["stage"] not in ("rehearsal", "canary"):
-                continue
-            entry["stage"] = "watch" if row.verdict == "advance" else "idle"
-        last["to"] = at
-        found.append(entry)
-    return found
-
-
-def drawn(readings: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Each metric's readings as the page draws them; those that repeat the one before are left out, the last of a run kept."""
-    curves: dict[str, list[dict[str, Any]]] = {}
-    for reading in readings:
-        curves.setdefault(reading["metric"], []).append({name: reading[name] for name in DRAWN})
-    return {metric: _without_repeats(curve) for metric, curve in curves.items()}
-
-
-def _without_repeats(curve: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    def content(reading: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in reading.items() if name != "at"}
-
-    triples = zip(curve, curve[1:], curve[2:], strict=False)
-    inner = [one for before, one, after in triples if not content(before) == content(one) == content(after)]
-    return [*curve[:1], *inner, *curve[1:][-1:]]
 
 
 def bucket_seconds(seconds: float, buckets: int) -> float:

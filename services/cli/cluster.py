@@ -11,7 +11,10 @@ import json
 import time
 from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final, TypeVar
+
+from pydantic import ValidationError
 
 from services.cli import cluster_views
 from services.cli.commands import DONE, ENDS_WITH, Given, Waiter
@@ -22,6 +25,7 @@ from services.common.identifiers import uuid7
 from services.rollout.operator.api import LLM_SERVICE, KubernetesApi
 from services.rollout.operator.orders import COMMAND, pointer
 from services.rollout.platforms.kubernetes_objects import KubernetesRejected, KubernetesUnavailable, NoCluster
+from services.rollout.resources import LLMService
 from services.store.rows import Verb
 
 PART_OF: Final = "app.kubernetes.io/part-of=understudy"
@@ -75,6 +79,10 @@ class Cluster:
             )
         return self._newest(self._only(named), now)
 
+    def draw(self, told: dict[str, Any], path: Path) -> None:
+        """A resource holds no course of the readings."""
+        raise UsageFault("a picture is drawn from the store's readings: name it with --store URL")
+
     def progress(self, service: str, rollout: str | None) -> dict[str, Any]:
         """As `explain`, of one resource."""
         resource, now = self._resource(service), self._clock.time()
@@ -84,6 +92,17 @@ class Cluster:
             if one["id"] == rollout:
                 return cluster_views.explanation(resource, one, now)
         raise NotFound(f"{service} remembers rollout {rollout} no more")
+
+    def resource(self, service: str) -> LLMService:
+        """The service's resource as the cluster has it."""
+        try:
+            return LLMService.from_object(self._resource(service))
+        except ValidationError as error:
+            raise CliError(f"the resource of {service} is wrong: {one_line(error)}") from error
+
+    def traffic(self, service: LLMService) -> None:
+        """A resource does not say how many users come."""
+        return
 
     def give(self, service: str, verb: Verb, *, actor: str, reason: str, wait: float) -> Given:
         """Leave the order as the resource's annotation and wait for `status.lastCommand`.

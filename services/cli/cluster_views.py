@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import Any
 
 from services.cli import narrative, views
 from services.rollout import reasons
-from services.rollout.resources import RELATIVE
-
-HIGHER_IS_BETTER: Final = frozenset({"tokensPerSecond", "judge"})
+from services.rollout.resources import METRICS, split_key
 
 Resource = Mapping[str, Any]
 
@@ -176,8 +174,9 @@ def _sentences(rollout: Mapping[str, Any], conditions: Sequence[Mapping[str, Any
 
 def reading(evidence: Mapping[str, Any], last: bool) -> dict[str, Any]:
     """A metric's line of the status as a reading, as far as it goes: the arms' own values are not in it. `last`: in the last step."""
-    metric, margin, promoting = evidence["metric"], evidence["margin"], evidence["mode"] == "nonInferior"
-    higher = metric in HIGHER_IS_BETTER
+    metric, margin, promoting = evidence["metric"], evidence["margin"], evidence["mode"] != "harmOnly"
+    goal, measured = evidence["mode"] == "goal", METRICS.get(split_key(metric)[0])
+    higher = measured is not None and measured.higher
     lower, upper = evidence.get("lower"), evidence.get("upper")
     # Worse is up or down: both ends of the interval counted in the bad direction.
     mildest, worst = (_negated(upper), _negated(lower)) if higher else (lower, upper)
@@ -188,7 +187,7 @@ def reading(evidence: Mapping[str, Any], last: bool) -> dict[str, Any]:
         "stage": evidence["stage"],
         "mode": evidence["mode"],
         "margin": margin,
-        "relative": metric in RELATIVE,
+        "relative": measured is not None and measured.relative,
         "direction": "higher" if higher else "lower",
         "n_candidate": evidence["units"],
         "effect": evidence.get("estimate"),
@@ -196,12 +195,15 @@ def reading(evidence: Mapping[str, Any], last: bool) -> dict[str, Any]:
         "upper": upper,
         "e_harm": e_harm,
         "harm_threshold": harm_threshold,
-        "harmful": e_harm >= harm_threshold if e_harm is not None else mildest is not None and mildest > margin,
+        "harmful": not goal
+        and (e_harm >= harm_threshold if e_harm is not None else mildest is not None and mildest > margin),
         "e_promote": e_promote,
         "promote_threshold": evidence["threshold"],
         "non_inferior": promoting
+        and not goal
         and last
         and (e_promote >= evidence["threshold"] if e_promote is not None else worst is not None and worst <= margin),
+        "improved": goal and last and e_promote is not None and e_promote >= evidence["threshold"],
         "trustworthy": e_harm is not None or (lower, upper) != (None, None),
     }
 

@@ -10,12 +10,25 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from services.cli import what_if
 from services.cli.errors import CliError, NotFound, UsageFault
-from services.cli.options import PLUGIN, Output, Reason, ServiceArgument, ServiceOption, StoreUrl, Wait, Where, anywhere
+from services.cli.options import (
+    PLUGIN,
+    Output,
+    Reason,
+    ServiceArgument,
+    ServiceOption,
+    StoreUrl,
+    Wait,
+    Where,
+    anywhere,
+    print_json,
+    show,
+)
 
 if TYPE_CHECKING:
     from services.cli.commands import Given
@@ -32,6 +45,8 @@ EXAMPLES = """[bold]Examples[/bold]
 understudy status                                    what serves, what is under way, what it waits for
 
 understudy explain assistant                         why the rollout stands where it stands, with the numbers
+
+understudy plan assistant --users-per-day 5000       how long a rollout will take, and what it would see
 
 understudy abort assistant --reason "wrong prices"   back to stable, now
 
@@ -70,7 +85,7 @@ def status(where: Where, service: ServiceOption = None, output: Output = "table"
 
     with opened_source(where) as source:
         document = source.status(service)
-    _show(output, document, tables.status)
+    show(output, document, tables.status)
 
 
 @app.command(rich_help_panel=WATCH)
@@ -90,7 +105,7 @@ def rollouts(
 
     with opened_source(where) as source:
         document = source.rollouts(service, limit)
-    _show(output, document, tables.rollouts)
+    show(output, document, tables.rollouts)
 
 
 @app.command(rich_help_panel=WATCH)
@@ -100,18 +115,27 @@ def explain(
     what: Annotated[
         str, typer.Argument(metavar="SERVICE|ROLLOUT", help="A service (its newest rollout) or a rollout's id.")
     ],
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw the evidence into this .png, .svg or .pdf too.", show_default=False),
+    ] = None,
     output: Output = "table",
 ) -> None:
-    """Why a rollout stands where it stands: sentences, numbers, audit trail.
+    """Why a rollout stands where it stands: sentences, numbers, how the error budget was spent, audit trail.
 
-    Examples: understudy explain assistant; understudy explain 0197a3c2-7f31-7c5e-9b1d-2f6f0d4c8a11
+    With --plot also as a picture: each metric's effect with its bounds against the margin, and its e-values against what they must reach,
+    over time. That needs matplotlib (`pip install matplotlib`) and the store.
+
+    Examples: understudy explain assistant --plot evidence.png; understudy explain 0197a3c2-7f31-7c5e-9b1d-2f6f0d4c8a11
     """
     from services.cli import tables
     from services.cli.sources import opened_source
 
     with opened_source(where) as source:
         document = source.explain(what)
-    _show(output, document, tables.explain)
+        if plot is not None:
+            source.draw(document, plot)
+    show(output, document, tables.explain)
 
 
 @app.command(rich_help_panel=WATCH)
@@ -170,6 +194,10 @@ def logs(
     with opened_cluster(where) as cluster:
         for place, line in cluster.logs(service, component, arm, lines, previous):
             typer.echo(f"[{place}] {line}")
+
+
+app.command(rich_help_panel=WATCH)(what_if.plan)
+app.command(rich_help_panel=WATCH)(what_if.replay)
 
 
 @app.command(rich_help_panel=STEER)
@@ -367,7 +395,7 @@ def doctor(
     from services.serving.preflight import examine
 
     findings = examine(None if machine_only else environment, state)
-    _show(output, {"findings": [asdict(finding) for finding in findings]}, tables.doctor)
+    show(output, {"findings": [asdict(finding) for finding in findings]}, tables.doctor)
     if missing := [finding.check for finding in findings if finding.required and not finding.ok]:
         raise CliError(f"no engine can run here yet: see {', '.join(missing)} above")
 
@@ -396,9 +424,7 @@ def _give(where: Where, verb: Verb, service: str, reason: str, wait: float, outp
 def _show_given(given: Given, wait: float, output: str) -> None:
     service, verb = given.service, given.verb
     if output == "json":
-        _print_json(
-            {"id": given.id, "service": service, "rollout": given.rollout, "verb": verb, "answer": given.answer}
-        )
+        print_json({"id": given.id, "service": service, "rollout": given.rollout, "verb": verb, "answer": given.answer})
     elif given.answer is not None and not given.refused:
         typer.echo(f"{service}: {given.answer}")
     elif wait == 0:
@@ -435,19 +461,6 @@ def _local_errors(config: Path) -> Iterator[None]:
         yield
     except (LocalError, InvalidManifest, ServingError) as error:
         raise CliError(" ".join(str(error).split())) from error
-
-
-def _show(output: str, document: Any, table: Any) -> None:
-    if output == "json":
-        _print_json(document)
-    else:
-        table(document)
-
-
-def _print_json(document: Any) -> None:
-    import json
-
-    typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
 
 
 def run(arguments: Sequence[str], program: str = "understudy") -> int:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-Unit = Literal["share", "milliseconds", "tokens/s", "score", "plain"]
+Unit = Literal["share", "milliseconds", "seconds", "tokens/s", "score", "plain"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +28,21 @@ METRICS: Final[Mapping[str, Metric]] = {
     "tokensPerSecond": Metric("tokens per second", "tokens/s"),
     "feedback": Metric("users who gave a bad mark", "share"),
     "judge": Metric("judged quality", "score"),
+    "escalations": Metric("users who asked for a person", "share"),
+    "retries": Metric("users who asked again", "share"),
+    "rating": Metric("mean rating", "score"),
+    "interTokenGap": Metric("gap between tokens", "milliseconds"),
+    "duration": Metric("time to the end of an answer", "seconds"),
 }
 
 MINUS: Final = "−"
 
 
 def metric_of(name: str) -> Metric:
-    """How the metric is shown; an unknown one under its own name."""
-    return METRICS.get(name) or Metric(name, "plain")
+    """How the metric is shown; an unknown one under its own name. In brackets stands the segment whose users are meant."""
+    plain, _, segment = name.removeprefix("goal:").removesuffix("]").partition("[")
+    found = METRICS.get(plain) or Metric(plain, "plain")
+    return Metric(f"{found.label} in segment {segment}", found.unit) if segment else found
 
 
 def value_text(metric: str, value: float | None) -> str:
@@ -47,6 +54,8 @@ def value_text(metric: str, value: float | None) -> str:
             return f"{100 * value:.1f} %"
         case "milliseconds":
             return f"{1000 * value:,.0f} ms" if value >= 0.1 else f"{1000 * value:.1f} ms"
+        case "seconds":
+            return f"{value:,.1f} s"
         case "tokens/s":
             return f"{value:,.1f} tokens/s"
         case _:
@@ -75,6 +84,11 @@ def e_text(value: float | None) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def percent(share: float) -> str:
+    """A small probability: `5 %`, `0.83 %`."""
+    return f"{100 * share:.2g} %"
+
+
 def seconds_text(seconds: float) -> str:
     """A duration: `42 s`, `3 min 20 s`, `2 h 5 min`, `1 d 4 h`."""
     whole = max(0, round(seconds))
@@ -86,8 +100,9 @@ def seconds_text(seconds: float) -> str:
 
 
 def margin_text(reading: Mapping[str, Any]) -> str:
-    """How much worse the candidate may be, as a signed change in the metric's bad direction."""
-    worse = reading["margin"] if reading["direction"] == "lower" else -reading["margin"]
+    """How much worse the candidate may be, as a signed change in the metric's bad direction; how much better a goal asks it to be."""
+    better = reading["direction"] == "higher"
+    worse = -reading["margin"] if better != (reading["mode"] == "goal") else reading["margin"]
     return change_text(reading["metric"], worse, reading["relative"])
 
 
@@ -126,6 +141,9 @@ def interval_text(reading: Mapping[str, Any]) -> str:
 def judged_text(reading: Mapping[str, Any]) -> str:
     """What the reading decides, or what it lacks: harm first, then whether promotion is earned."""
     margin = margin_text(reading)
+    if reading["mode"] == "goal":
+        shown = "is shown" if reading.get("improved") else "is not shown yet"
+        return f"As a goal: better by {margin} or more {shown}{_evidence(reading, 'e_promote', 'promote_threshold', 'is needed')}."
     if reading["harmful"]:
         return f"Harm is shown: worse than the margin of {margin}{_evidence(reading, 'e_harm', 'harm_threshold', 'sufficed')}."
     if not reading["trustworthy"] and reading["e_harm"] is None:

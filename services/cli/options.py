@@ -59,6 +59,21 @@ Wait = Annotated[
 Parameters = ParamSpec("Parameters")
 
 
+def show(output: str, document: Any, table: Callable[[Any], None]) -> None:
+    """Prints a document for programs, or has it laid out for people."""
+    if output == "json":
+        print_json(document)
+    else:
+        table(document)
+
+
+def print_json(document: Any) -> None:
+    """Prints a document for programs."""
+    import json
+
+    typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
+
+
 @dataclass(frozen=True, slots=True)
 class Where:
     """What a person said of where to look. `store` or the cluster, never both; `everywhere`: all namespaces."""

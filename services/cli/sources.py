@@ -9,15 +9,18 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from services.cli import commands, connection, views
 from services.cli.commands import Given
-from services.cli.errors import UsageFault
+from services.cli.errors import NotFound, UsageFault
 from services.cli.options import Where
 from services.store.rows import Verb
 
 if TYPE_CHECKING:
+    from services.rollout.planning import Traffic
+    from services.rollout.resources import LLMService
     from services.store import RolloutRow, Store
 
 
@@ -36,8 +39,20 @@ class Source(Protocol):
         """A service's newest rollout, or the one of that id."""
         ...
 
+    def draw(self, told: dict[str, Any], path: Path) -> None:
+        """Write the evidence of a rollout (a document of `explain`) as a picture."""
+        ...
+
     def progress(self, service: str, rollout: str | None) -> dict[str, Any]:
         """The service's rollout (None: its newest) as `explain` has it, cheap enough to be asked each second."""
+        ...
+
+    def resource(self, service: str) -> LLMService:
+        """The service's resource, as it is in force."""
+        ...
+
+    def traffic(self, service: LLMService) -> tuple[Traffic, str] | None:
+        """Its traffic of the last days, and over what time it was measured, in words; None: none is known here."""
         ...
 
     def give(self, service: str, verb: Verb, *, actor: str, reason: str, wait: float) -> Given:
@@ -65,6 +80,13 @@ class StoreSource:
     def explain(self, what: str) -> dict[str, Any]:
         return views.explain(self._store, what)
 
+    def draw(self, told: dict[str, Any], path: Path) -> None:
+        from services.cli import plot
+
+        row = self._store.rollout(told["id"])
+        if row is not None:
+            plot.draw(self._store, row, told, path)
+
     def progress(self, service: str, rollout: str | None) -> dict[str, Any]:
         # A day's rollout has tens of thousands of readings: they are read again only when the row says that there was a look.
         with connection.store_errors(self._url):
@@ -77,6 +99,30 @@ class StoreSource:
             if row is not None:
                 self._told = (row, told)
             return told
+
+    def resource(self, service: str) -> LLMService:
+        """As the newest rollout began under it: the store knows no other."""
+        from services.rollout.resources import LLMService
+
+        newest = self._store.rollouts(service, limit=1)
+        if not newest:
+            raise NotFound(
+                f"the store keeps no resource of {service!r} before its first rollout: name its file with --resource FILE"
+            )
+        return views.parsed(newest[0].id, newest[0].spec, LLMService)
+
+    def traffic(self, service: LLMService) -> tuple[Traffic, str] | None:
+        from services.rollout.forecast import lasting
+        from services.rollout.observe import HISTORY_SECONDS
+        from services.rollout.planning import traffic_of
+
+        since = self._store.now() - HISTORY_SECONDS
+        usage, route = self._store.usage(service.name, since), self._store.route(service.name)
+        if usage is None:
+            return None
+        revision = route.stable.revision if route is not None else ""
+        baseline = self._store.baseline(service.name, revision, since, service.spec.rollout.horizon)
+        return traffic_of(usage, baseline), lasting(usage["seconds"])
 
     def give(self, service: str, verb: Verb, *, actor: str, reason: str, wait: float) -> Given:
         return commands.give(self._store, service, verb, actor=actor, reason=reason, wait=wait, clock=time)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from services.cli import narrative
+from services.cli import narrative, views
 
 STYLES: Final = {"advance": "green", "abort": "red", "hold": "yellow", "error": "magenta", "continue": "cyan"}
 WORDS: Final = {
@@ -32,7 +32,7 @@ def status(document: Mapping[str, Any]) -> None:
     """One row a service."""
     places = any("namespace" in one for one in document["services"])
     columns = ("service", "stable", "candidate", "stage", "weight", "users", "verdict", "what it waits for, or why")
-    table = _table(*_placed(places, "namespace"), *columns)
+    table = plain_table(*_placed(places, "namespace"), *columns)
     for one in document["services"]:
         rollout = one["rollout"]
         stable = one["stable"]["revision"] if one["stable"] else "none yet"
@@ -53,7 +53,7 @@ def rollouts(document: Mapping[str, Any]) -> None:
         console().print("no rollout yet; set the challenger alias on a version to start one")
         return
     places = any("namespace" in one for one in document["rollouts"])
-    table = _table(
+    table = plain_table(
         *_placed(places, "namespace"),
         "started",
         "service",
@@ -68,7 +68,7 @@ def rollouts(document: Mapping[str, Any]) -> None:
     for one in document["rollouts"]:
         place, where = _placed(places, one.get("namespace")), one["decided_in"] or _stage(one)
         table.add_row(
-            *place, _moment(one["started_at"]), one["service"], one["revision"], _verdict(one["verdict"]), where,
+            *place, moment(one["started_at"]), one["service"], one["revision"], _verdict(one["verdict"]), where,
             narrative.seconds_text(one["seconds"]), _users(one["users"]), one["reason"], one["id"],
         )  # fmt: skip
     console().print(table)
@@ -85,10 +85,14 @@ def explain(document: Mapping[str, Any]) -> None:
         for reading in document["metrics"]:
             sign = "red" if reading["harmful"] else "green" if reading["non_inferior"] else "default"
             screen.print(Text("• ", style=sign) + Text(f"{reading['compared']} {reading['judged']}"))
+    if document.get("budget"):
+        screen.print()
+        for sentence in views.budget_sentences(document["budget"]):
+            screen.print(Text(sentence, style="dim"))
     screen.print()
     screen.print(
         Text(
-            f"rollout {document['id']} of {document['service']}, started {_moment(document['started_at'])}", style="dim"
+            f"rollout {document['id']} of {document['service']}, started {moment(document['started_at'])}", style="dim"
         )
     )
     if document["audit"] is None:
@@ -97,15 +101,15 @@ def explain(document: Mapping[str, Any]) -> None:
             Text(f"who did what: kubectl events --for llmservice/{document['service']} -n {namespace}", style="dim")
         )
         return
-    table = _table("time", "who", "action", "reason", "message")
+    table = plain_table("time", "who", "action", "reason", "message")
     for entry in document["audit"]:
-        table.add_row(_moment(entry["at"]), entry["actor"], entry["action"], entry["reason"], entry["message"])
+        table.add_row(moment(entry["at"]), entry["actor"], entry["action"], entry["reason"], entry["message"])
     screen.print(table)
 
 
 def doctor(document: Mapping[str, Any]) -> None:
     """One row a check; what is missing with the command that gets it."""
-    table = _table("check", "", "what was found, and what to do")
+    table = plain_table("check", "", "what was found, and what to do")
     for finding in document["findings"]:
         word = (
             Text("ok", "green")
@@ -118,7 +122,8 @@ def doctor(document: Mapping[str, Any]) -> None:
     console().print(table)
 
 
-def _table(*columns: str) -> Table:
+def plain_table(*columns: str) -> Table:
+    """A table without lines."""
     table = Table(box=None, pad_edge=False, header_style="bold", collapse_padding=True, padding=(0, 2, 0, 0))
     for column in columns:
         table.add_column(column, overflow="fold")
@@ -165,5 +170,6 @@ def _trouble(service: Mapping[str, Any]) -> str:
     return f"{behind} of {service['gateways']} gateways have not yet taken the newest route; " if behind else ""
 
 
-def _moment(at: float) -> str:
+def moment(at: float) -> str:
+    """A time for people, in the machine's time zone."""
     return datetime.fromtimestamp(at).astimezone().strftime("%Y-%m-%d %H:%M:%S")

@@ -7,12 +7,15 @@ Reads only. The numbers are the store's own; words come from `narrative`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from services.cli import narrative
 from services.cli.errors import CliError, NotFound
+from services.evidence import stage_levels
+from services.rollout.plans import plans
+from services.rollout.resources import GuardedStage, LLMService
 from services.rollout.status import RolloutStatus
 from services.store.rows import AuditEntry, RolloutRow
 
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from services.store import Store
 
 Reading = Mapping[str, Any]
+Document = TypeVar("Document", bound=BaseModel)
 
 ENDED: Final = {"advance": "promoted", "abort": "rolled back", "hold": "held", "error": "stopped by an error"}
 
@@ -110,9 +114,64 @@ def explanation(
         "headline": headline(summary, now),
         "sentences": sentences(state),
         "metrics": [told(reading) for reading in latest_readings(readings)],
+        "budget": budget(row, state, readings),
         "conditions": [condition.to_json() for condition in state.conditions],
         "audit": [audit_document(entry) for entry in sorted(audit, key=lambda entry: (entry.at, entry.id or 0))],
     }
+
+
+def budget(row: RolloutRow, state: RolloutStatus, readings: Sequence[Reading]) -> dict[str, Any] | None:
+    """How the chance of aborting a harmless candidate is shared out, and how near each test has come to its part. `level` is the test's,
+    over all steps; `threshold` what its e-value must reach. A metric that is judged by bounds has no e-value. None: the resource is of
+    another version.
+    """
+    try:
+        rules = LLMService.model_validate(row.spec)
+    except ValidationError:
+        return None
+    alpha = rules.spec.rollout.alpha
+    levels = stage_levels(alpha)
+    last = {(reading["stage"], reading["metric"]): reading for reading in readings}
+    gate = {"metric": "accuracy", "e_harm": None, "harmful": False, **(state.gate or {})}
+    tests = [_test("gate", "accuracy", levels["gate"], gate)]
+    stages: tuple[GuardedStage, ...] = ("rehearsal", "canary")
+    for stage in stages:
+        for key, plan in plans(rules, stage, state.baseline).items():
+            if plan.mode != "goal":
+                tests.append(_test(stage, key, plan.alpha_harm, last.get((stage, key), {})))
+    steps = len(rules.spec.rollout.canary.steps)
+    return {"alpha": alpha, "stages": levels, "steps": steps, "tests": tests}
+
+
+def _test(stage: str, metric: str, level: float, reading: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "stage": stage,
+        "metric": metric,
+        "level": level,
+        "threshold": 1 / level,
+        "e_value": reading.get("e_harm"),
+        "harmful": bool(reading.get("harmful", False)),
+    }
+
+
+def budget_sentences(found: Mapping[str, Any]) -> list[str]:
+    """The error budget in words: its parts, and the test that has come nearest to using up its own."""
+    parts = []
+    for stage, level in found["stages"].items():
+        tests = [test for test in found["tests"] if test["stage"] == stage]
+        each = f" ({len(tests)} tests, {narrative.percent(tests[0]['level'])} each)" if len(tests) > 1 else ""
+        parts.append(f"{stage} {narrative.percent(level)}{each}")
+    said = [f"Of the {narrative.percent(found['alpha'])} for aborting a harmless candidate: {', '.join(parts)}."]
+    nearest = max(
+        (test for test in found["tests"] if test["e_value"] is not None),
+        key=lambda test: float(test["e_value"] / test["threshold"]),
+        default=None,
+    )
+    if nearest is not None:
+        used = "used its part up" if nearest["harmful"] else "came nearest to its part"
+        e, needed = narrative.e_text(nearest["e_value"]), narrative.e_text(nearest["threshold"])
+        said.append(f"{nearest['metric']} in {nearest['stage']} {used}: e-value {e} of {needed}.")
+    return said
 
 
 def told(reading: Reading) -> dict[str, Any]:
@@ -133,12 +192,17 @@ def status_of(row: RolloutRow) -> RolloutStatus:
     Raises:
         CliError: the document is of another version of the platform.
     """
+    return parsed(row.id, row.status, RolloutStatus)
+
+
+def parsed(rollout: str, document: Mapping[str, Any], model: type[Document]) -> Document:
+    """A document of a rollout's row as its model. Raises CliError as `status_of`."""
     try:
-        return RolloutStatus.model_validate(row.status)
+        return model.model_validate(document)
     except ValidationError as error:
         place = ".".join(str(part) for part in error.errors()[0]["loc"]) or "its top"
         raise CliError(
-            f"rollout {row.id} was written by another version of the platform (differs at {place}); use that version's command"
+            f"rollout {rollout} was written by another version of the platform (differs at {place}); use that version's command"
         ) from error
 
 

@@ -323,7 +323,8 @@ JUDGE_SCORE: Final = MetricSpec(
 )  # fmt: skip
 JUDGEMENTS: Final = _counter(
     "controller", "understudy_judge_pairs_total",
-    "Mirrored pairs by what came of them: `judged`, `without_reference`, `unparsable`, `undecipherable`.",
+    "Mirrored pairs by what came of them: `judged`, of these `inconsistent` (turned with the order), `without_reference`, `unparsable`, "
+    "`undecipherable`.",
     SERVICE, RESULT, unit="pairs",
 )  # fmt: skip
 

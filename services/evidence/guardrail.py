@@ -6,10 +6,15 @@ its own module.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from operator import attrgetter
 from typing import Any, Protocol
 
+import numpy as np
+
+from services.evidence import state
+from services.evidence.batch import Batch
 from services.evidence.errors import AssignmentFault, ClockFault, ValueFault
 from services.evidence.means import MeanEvidence
 from services.evidence.quantiles import QuantileEvidence
@@ -17,10 +22,12 @@ from services.evidence.rates import PairedEvidence
 from services.evidence.state import VERSION, SeenUnits, restoring
 from services.evidence.summaries import Conclusion, GuardrailPlan, Reading, UnitValue
 
+_ORDER = attrgetter("closes_at", "unit")
+
 
 class _Evidence(Protocol):
-    def add(self, value: UnitValue) -> None: ...
-    def add_pair(self, control: UnitValue, candidate: UnitValue) -> None: ...
+    def add(self, batch: Batch) -> None: ...
+    def add_pairs(self, control: Batch, candidate: Batch) -> None: ...
     def conclude(self) -> Conclusion: ...
     def to_json(self) -> dict[str, Any]: ...
     def restore(self, data: Mapping[str, Any]) -> None: ...
@@ -53,22 +60,65 @@ class Guardrail:
         Raises ValueFault, ClockFault (a unit that belongs before the last one of an earlier look) or AssignmentFault (a
         unit in both arms); then nothing of this look has been added.
         """
-        ordered = sorted(values, key=lambda value: value.order)
-        fresh: dict[str, UnitValue] = {}
+        given = list(values)
+        if not given:
+            return
+        batch = self._checked(given)
+        if not (batch.closes_at[1:] > batch.closes_at[:-1]).all():
+            given.sort(key=_ORDER)
+            batch = Batch.of(given)
+        units = [value.unit for value in given]
+        names = set(units)
+        if len(names) < len(units) or self._seen.knows_any(names) or self._is_late(given[0].order):
+            given = self._fresh(given)
+            batch, units = Batch.of(given), [value.unit for value in given]
+        if not given:
+            return
+        self._seen.add(units, [value.arm for value in given])
+        candidates = int(batch.candidate.sum())
+        self._units["candidate"] += candidates
+        self._units["control"] += len(given) - candidates
+        self._last = given[-1].order
+        self._evidence.add(batch)
+
+    def _checked(self, given: Sequence[UnitValue]) -> Batch:
+        """The units as columns, none of which holds a value that cannot be."""
+        batch, (low, high) = Batch.of(given), self.plan.range
+        possible = (
+            (batch.value >= low)
+            & (batch.value <= high)
+            & (np.isnan(batch.past) | ((batch.past >= low) & (batch.past <= high)))
+            & (batch.step >= 0)
+            & (batch.step < self.plan.steps)
+            & (np.abs(batch.exposed_at) < math.inf)
+            & (batch.closes_at < math.inf)
+            & (batch.closes_at >= batch.exposed_at)
+        )
+        if self.plan.kind == "rate":
+            possible &= (batch.value == 0) | (batch.value == 1)
+        if not possible.all() or not {value.arm for value in given} <= self._units.keys():
+            for value in given:
+                self.plan.check(value)
+        return batch
+
+    def _fresh(self, ordered: Sequence[UnitValue]) -> list[UnitValue]:
+        """Those that are new, where some are not."""
+        fresh: list[UnitValue] = []
+        places: dict[str, int] = {}
         for value in ordered:
-            self.plan.check(value)
-            arm = fresh[value.unit].arm if value.unit in fresh else self._seen.arm_of(value.unit)
+            place = places.get(value.unit)
+            if place is not None and len(fresh) - place <= state.MEMORY:
+                arm: str | None = fresh[place].arm
+            else:
+                arm = self._seen.arm_of(value.unit, len(fresh))
             if arm is None:
                 self._check_order(value.order)
-                fresh[value.unit] = value
+                places[value.unit] = len(fresh)
+                fresh.append(value)
             elif arm != value.arm:
                 raise AssignmentFault(f"{self.plan.metric}: unit {value.unit!r} is in {arm} and in {value.arm}")
         self._exclude("duplicate", len(ordered) - len(fresh))
-        for value in fresh.values():
-            self._seen.add(value.unit, value.arm)
-            self._units[value.arm] += 1
-            self._last = value.order
-            self._evidence.add(value)
+        return fresh
 
     def update_pairs(self, pairs: Iterable[tuple[UnitValue, UnitValue]]) -> None:
         """Adds rehearsed pairs (control, candidate): one unit's prompt answered by both revisions, so each unit is in
@@ -85,22 +135,27 @@ class Guardrail:
                 raise ValueFault(
                     f"{self.plan.metric}: {control.unit!r} ({control.arm}) and {candidate.unit!r} ({candidate.arm}) are no pair"
                 )
-            arm = self._seen.arm_of(control.unit)
+            arm = self._seen.arm_of(control.unit, len(fresh))
             if arm in ("control", "candidate"):
                 raise AssignmentFault(f"{self.plan.metric}: unit {control.unit!r} is in {arm} and in a pair")
             if arm is None and control.unit not in fresh:
                 self._check_order(_pair_order((control, candidate)))
                 fresh[control.unit] = control, candidate
         self._exclude("duplicate", len(ordered) - len(fresh))
-        for pair in fresh.values():
-            self._seen.add(pair[0].unit, "pair")
-            self._units["control"] += 1
-            self._units["candidate"] += 1
-            self._last = _pair_order(pair)
-            self._evidence.add_pair(*pair)
+        if not fresh:
+            return
+        self._seen.add(list(fresh), ["pair"] * len(fresh))
+        self._units["control"] += len(fresh)
+        self._units["candidate"] += len(fresh)
+        both = list(fresh.values())
+        self._last = _pair_order(both[-1])
+        self._evidence.add_pairs(Batch.of([pair[0] for pair in both]), Batch.of([pair[1] for pair in both]))
+
+    def _is_late(self, order: tuple[float, str]) -> bool:
+        return self._last is not None and order < self._last
 
     def _check_order(self, order: tuple[float, str]) -> None:
-        if self._last is not None and order < self._last:
+        if self._is_late(order):
             raise ClockFault(f"{self.plan.metric}: {order} comes after {self._last}, which an earlier look has used")
 
     def _exclude(self, why: str, count: int) -> None:
@@ -110,7 +165,9 @@ class Guardrail:
     def reading(self) -> Reading:
         """What the metric says now. Cheap, changes nothing."""
         plan, found = self.plan, self._evidence.conclude()
-        lower, upper = _finite(found.lower), _finite(found.upper)
+        last_step = found.step == plan.steps - 1
+        worse, better = _finite(found.worse), _finite(found.better)
+        lower, upper = (worse, better) if plan.sign > 0 else (_negated(better), _negated(worse))
         return Reading(
             metric=plan.metric,
             kind=plan.kind,
@@ -128,13 +185,15 @@ class Guardrail:
             effect=_finite(found.effect),
             lower=lower,
             upper=upper,
-            e_harm=found.e_harm,
+            e_harm=_finite_exp(found.log_harm),
             harm_threshold=1 / plan.alpha_harm,
             harmful=found.harmful,
-            e_promote=found.e_promote,
+            e_promote=_finite_exp(found.log_promote),
             promote_threshold=1 / plan.alpha_promote,
-            non_inferior=found.non_inferior,
-            trustworthy=found.harmful or (lower is not None and upper is not None),
+            non_inferior=plan.guards and last_step and found.shown,
+            improved=not plan.guards and last_step and found.shown,
+            last_step=last_step,
+            trustworthy=found.harmful or None not in ((worse, better) if plan.guards else (better,)),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -163,6 +222,15 @@ class Guardrail:
 
 def _pair_order(pair: tuple[UnitValue, UnitValue]) -> tuple[float, str]:
     return max(pair[0].closes_at, pair[1].closes_at), pair[0].unit
+
+
+def _finite_exp(log_e: float | None) -> float | None:
+    """exp, kept finite: JSON knows no infinity."""
+    return None if log_e is None else math.exp(min(log_e, 700.0))
+
+
+def _negated(number: float | None) -> float | None:
+    return None if number is None else -number
 
 
 def _finite(number: float | None) -> float | None:

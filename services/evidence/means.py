@@ -11,10 +11,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from services.evidence.summaries import Conclusion, GuardrailPlan, UnitValue
+import numpy as np
+
+from services.evidence.batch import Batch, added
+from services.evidence.covariates import MeanCovariate
+from services.evidence.schedule import Checks
+from services.evidence.state import Floats, pack, unpack
+from services.evidence.summaries import Conclusion, GuardrailPlan
 
 BURN_IN = 30
 """Units an arm before the first bound."""
+SMALLEST = 1e-50
+"""A control's mean below this is nothing to be relative to."""
 TUNED_FOR_UNITS = 1000
 """Number of units, both arms together, at which the sequence is tightest."""
 
@@ -37,17 +45,30 @@ class Moments:
         self.mean += step / self.n
         self.deviations += step * (value - self.mean)
 
+    def merged(self, other: "Moments") -> "Moments":
+        """Those of both sets of values together (Chan, Golub & LeVeque 1979)."""
+        n = self.n + other.n
+        if not n:
+            return Moments()
+        apart = other.mean - self.mean
+        deviations = self.deviations + other.deviations + apart * apart * self.n * other.n / n
+        return Moments(n, self.mean + apart * other.n / n, deviations)
+
     @property
     def variance(self) -> float:
         """Sample variance; 0 below two values."""
         return self.deviations / (self.n - 1) if self.n > 1 else 0.0
 
 
+def _rho2(alpha: float, tuned_for: int) -> float:
+    return (-2 * math.log(alpha) + math.log1p(-2 * math.log(alpha))) / tuned_for
+
+
 def asymptotic_halfwidth(
     variance: float, n: int, alpha: float, sides: int = 2, tuned_for: int = TUNED_FOR_UNITS
 ) -> float:
     """Half the width of the asymptotic confidence sequence around a mean of n values with this (per-value) variance."""
-    rho2 = (-2 * math.log(alpha) + math.log1p(-2 * math.log(alpha))) / tuned_for
+    rho2 = _rho2(alpha, tuned_for)
     scale = n * rho2 + 1
     log_term = math.log(math.sqrt(scale) / alpha) if sides == 2 else math.log1p(math.sqrt(scale) / (2 * alpha))
     return math.sqrt(variance * 2 * scale / (n * n * rho2) * log_term)
@@ -76,7 +97,7 @@ def relative_interval(
 
     With `sides=1` each end holds at alpha by itself, and only one of them may be used.
     """
-    if min(control.n, candidate.n) < BURN_IN or control.mean <= 0:
+    if min(control.n, candidate.n) < BURN_IN or control.mean < SMALLEST:
         return None
     effect, variance = relative_change(control, candidate, covariance)
     if variance == 0:
@@ -86,89 +107,211 @@ def relative_interval(
     return effect - half, effect + half
 
 
-@dataclass(slots=True)
+def log_asymptotic_e(
+    effect: float, variance: float, n: int, margin: float, alpha: float, tuned_for: int = TUNED_FOR_UNITS
+) -> float:
+    """Log of the asymptotic e-process against "the mean is at most `margin`": it reaches 1/a when the one-sided sequence at a ends there.
+
+    `effect` is a mean of n values of this variance; `alpha` only says at which level the sequence is tightest.
+    """
+    if effect <= margin or variance <= 0:
+        return -math.inf
+    rho2 = _rho2(alpha, tuned_for)
+    scale = n * rho2 + 1
+    exponent = (effect - margin) ** 2 * n * n * rho2 / (2 * variance * scale)
+    if exponent == 0:
+        return -math.inf
+    return exponent + math.log(2) + math.log(-math.expm1(-exponent)) - math.log(scale) / 2
+
+
+class _Sums:
+    """Moments of one arm, or of pairs' differences, as sums about the first value; the same bits whatever the batches."""
+
+    def __init__(self) -> None:
+        self._sums: Floats = np.zeros(3)  # count, sum, sum of squares, of value − origin
+        self._origin = 0.0
+
+    def add(self, values: Floats) -> None:
+        if not len(values):
+            return
+        if not self._sums[0]:
+            self._origin = float(values[0])
+        centred = values - self._origin
+        self._sums = added(self._sums, [np.ones(len(values)), centred, centred**2])
+
+    @property
+    def moments(self) -> Moments:
+        n, total, squares = self._sums.tolist()
+        if not n:
+            return Moments()
+        return Moments(int(n), self._origin + total / n, max(0.0, squares - total * total / n))
+
+    def to_json(self) -> str:
+        return pack([*self._sums, self._origin])
+
+    def restore(self, text: str) -> None:
+        saved = unpack(text)
+        self._sums, self._origin = saved[:3], float(saved[3])
+
+
+Change = tuple[float, float, int]
+"""Relative change, its variance times the number of units, their number."""
+
+
 class _Restart:
-    """Moments of the units first exposed in one step or a later one. `difference` holds pairs only; it gives their
+    """Sums of the units first exposed in one step or a later one. `difference` holds pairs only; it gives their
     covariance."""
 
-    control: Moments
-    candidate: Moments
-    difference: Moments
+    def __init__(self) -> None:
+        self.control, self.candidate, self.difference = _Sums(), _Sums(), _Sums()
 
-    def interval(self, alpha: float) -> tuple[float, float] | None:
+    def change(self) -> Change | None:
+        """None where there is no ground for a bound: see `relative_interval`."""
+        control, candidate, difference = (sums.moments for sums in (self.control, self.candidate, self.difference))
+        if min(control.n, candidate.n) < BURN_IN or control.mean < SMALLEST:
+            return None
         covariance = 0.0
-        if self.difference.n:
-            cov = (self.control.variance + self.candidate.variance - self.difference.variance) / 2
-            covariance = cov / self.difference.n
-        return relative_interval(self.control, self.candidate, alpha, covariance, sides=1)
+        if difference.n:
+            covariance = (control.variance + candidate.variance - difference.variance) / 2 / difference.n
+        effect, variance = relative_change(control, candidate, covariance)
+        n = control.n + candidate.n
+        return (effect, variance * n, n) if 0 < variance < math.inf else None
+
+    def to_json(self) -> list[str]:
+        return [sums.to_json() for sums in (self.control, self.candidate, self.difference)]
+
+    def restore(self, data: Sequence[str]) -> None:
+        for sums, text in zip((self.control, self.candidate, self.difference), data, strict=True):
+            sums.restore(text)
 
 
 class MeanEvidence:
-    """Harm and non-inferiority of one unbounded mean, by the relative change. Harm restarts at each step with level
-    alpha_harm/steps."""
+    """Harm and non-inferiority of one unbounded mean, by the relative change. Here a change is a *badness*: positive where the candidate is
+    worse. Harm is the average of the e-processes that start at each step, checked on the schedule of `Checks`."""
 
     def __init__(self, plan: GuardrailPlan) -> None:
         self._plan = plan
-        self._restarts = [_Restart(Moments(), Moments(), Moments()) for _ in range(plan.steps)]
+        self._restarts = [_Restart() for _ in range(plan.steps)]
+        self._checks = Checks(plan.steps)
+        self._covariate = MeanCovariate()
+        self._raw = {"control": _Sums(), "candidate": _Sums()}
         self._step, self._pairs = 0, 0
-        self._harm: float | None = None  # the bound on the harmful side, as badness; fixed once it passes the margin
+        self._alarm: tuple[float, float] | None = None  # log evidence and bound when harm was found
 
-    @property
-    def _harmful(self) -> bool:
-        return self._harm is not None and self._harm > self._plan.margin
+    def add(self, batch: Batch) -> None:
+        for start, end, due in self._checks.pieces(batch.step):
+            step, candidate, raw = batch.step[start:end], batch.candidate[start:end], batch.value[start:end]
+            self._raw["control"].add(raw[~candidate])
+            self._raw["candidate"].add(raw[candidate])
+            values = self._covariate.adjust(raw, batch.past[start:end], candidate)
+            for j, restart in enumerate(self._restarts[: int(step.max()) + 1]):
+                restart.control.add(values[(step >= j) & ~candidate])
+                restart.candidate.add(values[(step >= j) & candidate])
+            self._look(int(step.max()), due)
 
-    def add(self, value: UnitValue) -> None:
-        for restart in self._restarts[: value.step + 1]:
-            (restart.control if value.arm == "control" else restart.candidate).add(value.value)
-        self._look(value.step)
+    def add_pairs(self, control: Batch, candidate: Batch) -> None:
+        """Both halves of a pair are one unit's, whose past is the same on both sides: no covariate."""
+        steps = np.minimum(control.step, candidate.step)
+        for start, end, due in self._checks.pieces(steps):
+            mine, theirs = control.value[start:end], candidate.value[start:end]
+            self._raw["control"].add(mine)
+            self._raw["candidate"].add(theirs)
+            for j, restart in enumerate(self._restarts[: int(steps[start:end].max()) + 1]):
+                rows = steps[start:end] >= j
+                restart.control.add(mine[rows])
+                restart.candidate.add(theirs[rows])
+                restart.difference.add((theirs - mine)[rows])
+            self._pairs += end - start
+            self._look(int(steps[start:end].max()), due)
 
-    def add_pair(self, control: UnitValue, candidate: UnitValue) -> None:
-        step = min(control.step, candidate.step)
-        for restart in self._restarts[: step + 1]:
-            restart.control.add(control.value)
-            restart.candidate.add(candidate.value)
-            restart.difference.add(candidate.value - control.value)
-        self._pairs += 1
-        self._look(step)
-
-    def _look(self, step: int) -> None:
+    def _look(self, step: int, due: bool) -> None:
         self._step = max(self._step, step)
-        if not self._harmful:
-            level = self._plan.alpha_harm / self._plan.steps
-            bounds = [self._badness(restart.interval(level)) for restart in self._restarts[: self._step + 1]]
-            self._harm = max((bound[0] for bound in bounds if bound), default=None)
+        if not due:
+            return
+        self._covariate.refresh()
+        if self._alarm is None and self._plan.guards:
+            changes = self._changes()
+            log_e = self._log_harm(changes, self._plan.tolerance)
+            if log_e >= -math.log(self._plan.alpha_harm):
+                self._alarm = log_e, self._harm_bound(changes)
 
-    def _badness(self, interval: Sequence[float] | None) -> tuple[float, float] | None:
-        if interval is None:
-            return None
-        low, high = sorted(self._plan.sign * end for end in interval)
-        return low, high
+    def _changes(self) -> list[Change]:
+        """Of the restarts that have ground for a bound."""
+        changes = [restart.change() for restart in self._restarts[: self._step + 1]]
+        return [change for change in changes if change is not None]
+
+    def _log_harm(self, changes: Sequence[Change], margin: float) -> float:
+        """Log of the average of the processes started at each step; one without ground for a bound has wealth 1."""
+        plan, total = self._plan, float(self._plan.steps - len(changes))
+        for effect, variance, n in changes:
+            log_e = log_asymptotic_e(plan.sign * effect, variance, n, margin, plan.alpha_harm / plan.steps)
+            total += math.exp(min(log_e, 700.0))
+        return math.log(total / plan.steps) if total else -math.inf
+
+    def _harm_bound(self, changes: Sequence[Change]) -> float:
+        """The largest badness that is rejected, −inf where none is."""
+        if not changes:
+            return -math.inf
+        threshold = -math.log(self._plan.alpha_harm)
+        high, width = max(self._plan.sign * effect for effect, _, _ in changes), 1e-3
+        while self._log_harm(changes, high - width) < threshold:
+            width *= 2
+            if width > 1e6:
+                return -math.inf
+        low = high - width
+        for _ in range(40):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self._log_harm(changes, middle) >= threshold else (low, middle)
+        return low
 
     def conclude(self) -> Conclusion:
-        plan, whole = self._plan, self._restarts[0]
-        current = self._badness(self._restarts[self._step].interval(plan.alpha_promote))
-        ends = (self._harm, current[1] if current else None)
-        lower, upper = ends if plan.sign > 0 else tuple(None if end is None else -end for end in reversed(ends))
-        known = whole.control.n > 0 and whole.candidate.n > 0 and whole.control.mean > 0
+        plan, alarm = self._plan, self._alarm
+        control, candidate = (sums.moments for sums in self._raw.values())
+        whole, current = self._restarts[0], self._restarts[self._step].change()
+        adjusted = whole.control.moments, whole.candidate.moments
+        better, log_promote = None, None
+        if current is not None:
+            effect, variance, n = plan.sign * current[0], current[1], current[2]
+            better = effect + asymptotic_halfwidth(variance, n, plan.alpha_promote, sides=1)
+            log_promote = log_asymptotic_e(-effect, variance, n, -plan.tolerance, plan.alpha_promote)
+        worse, log_harm = None, None
+        if alarm is not None:
+            log_harm, worse = alarm
+        elif plan.guards and (changes := self._changes()):
+            log_harm = self._log_harm(changes, plan.tolerance)
+            worse = min(self._harm_bound(changes), plan.tolerance)  # the next check decides
+        known = control.n > 0 and candidate.n > 0 and adjusted[0].mean >= SMALLEST
         return Conclusion(
-            control=whole.control.mean if whole.control.n else None,
-            candidate=whole.candidate.mean if whole.candidate.n else None,
-            effect=relative_change(whole.control, whole.candidate)[0] if known else None,
-            lower=lower,
-            upper=upper,
-            e_harm=None,
-            e_promote=None,
-            harmful=self._harmful,
-            non_inferior=self._step == plan.steps - 1 and current is not None and current[1] <= plan.margin,
+            control=control.mean if control.n else None,
+            candidate=candidate.mean if candidate.n else None,
+            effect=relative_change(*adjusted)[0] if known else None,
+            worse=worse,
+            better=better,
+            log_harm=log_harm,
+            log_promote=log_promote,
+            harmful=alarm is not None,
+            step=self._step,
+            shown=better is not None and better <= plan.tolerance,
             pairs=self._pairs,
         )
 
     def to_json(self) -> dict[str, Any]:
-        restarts = [
-            [[m.n, m.mean, m.deviations] for m in (r.control, r.candidate, r.difference)] for r in self._restarts
-        ]
-        return {"restarts": restarts, "step": self._step, "pairs": self._pairs, "harm": self._harm}
+        return {
+            "restarts": [restart.to_json() for restart in self._restarts],
+            "raw": {arm: sums.to_json() for arm, sums in self._raw.items()},
+            "checks": self._checks.to_json(),
+            "covariate": self._covariate.to_json(),
+            "step": self._step,
+            "pairs": self._pairs,
+            "alarm": self._alarm,
+        }
 
     def restore(self, data: Mapping[str, Any]) -> None:
-        self._restarts = [_Restart(*(Moments(*moments) for moments in restart)) for restart in data["restarts"]]
-        self._step, self._pairs, self._harm = data["step"], data["pairs"], data["harm"]
+        for restart, saved in zip(self._restarts, data["restarts"], strict=True):
+            restart.restore(saved)
+        for arm, sums in self._raw.items():
+            sums.restore(data["raw"][arm])
+        self._checks.restore(data["checks"])
+        self._covariate.restore(data["covariate"])
+        self._step, self._pairs = data["step"], data["pairs"]
+        self._alarm = None if data["alarm"] is None else (data["alarm"][0], data["alarm"][1])

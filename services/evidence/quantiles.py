@@ -1,21 +1,33 @@
-"""Quantiles, such as the median or 95th percentile of the time to first token: a confidence sequence for each arm,
-compared.
+"""Quantiles, such as the median or 95th percentile of the time to first token: confidence sequences, and the two-sample test of a ratio.
 
 Used by `Guardrail` for the kind `quantile`. Source: Howard & Ramdas, "Sequential estimation of quantiles with
 applications to A/B testing and best-arm identification", Bernoulli 2022 (beta-binomial mixture). No
 assumption on the distribution; values of +inf (no first token) are ordinary.
 """
 
+import base64
 import math
-from bisect import bisect_left, bisect_right, insort
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+import zlib
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, lru_cache
 from typing import Any
 
+import numpy as np
+
+from services.evidence.batch import Batch, Flags, Integers
 from services.evidence.errors import PlanFault
-from services.evidence.mixtures import TUNED_FOR_UNITS, log_coin_martingale
-from services.evidence.state import pack, unpack
-from services.evidence.summaries import Conclusion, GuardrailPlan, UnitValue
+from services.evidence.mixtures import TUNED_FOR_UNITS, log_coin_martingale, log_coin_martingales
+from services.evidence.schedule import Checks
+from services.evidence.state import Floats, pack, unpack
+from services.evidence.summaries import Conclusion, GuardrailPlan
+
+FINEST = 0.002
+"""Width of a bin at most: values within 0.2 % of each other are one."""
+TUNED_VARIANCE = 30
+"""Units · p(1 − p) at which the test of a ratio is most powerful: 120 units for a median, 630 for a p95, 3,030 for a p99."""
+LARGEST = 1e6
+"""Values above it are one with +inf, values below its inverse one with 0: a microsecond and eleven days."""
 
 
 @lru_cache(maxsize=8192)
@@ -69,97 +81,233 @@ def quantile_ab_pvalue(
     return min(1.0, math.exp(-min(evidence(x) for x in {*first, *second})))
 
 
-def relative_bounds(
-    control: Sequence[float], candidate: Sequence[float], quantile: float, alpha: float
-) -> tuple[float, float]:
-    """Bounds of candidate/control − 1 for two ordered samples, alpha/2 for each arm; −1 and +inf where there is
-    none."""
-    control_low, control_high = quantile_interval(control, quantile, alpha / 2)
-    candidate_low, candidate_high = quantile_interval(candidate, quantile, alpha / 2)
-    lower, upper = -1.0, math.inf
-    if control_high < math.inf and candidate_low > 0:
-        lower = candidate_low / control_high - 1 if control_high > 0 else math.inf
-    if 0 < control_low < math.inf:
-        upper = candidate_high / control_low - 1
-    return lower, upper
+class Bins:
+    """Logarithmic bins around 1 in which the plan's relative tolerance is a whole number of bins: binning blurs values, by half a bin, but
+    never the margin."""
+
+    def __init__(self, ratio: float) -> None:
+        """`ratio`: candidate's quantile over control's at the tolerance."""
+        self.shift = round(math.copysign(math.ceil(abs(math.log(ratio)) / FINEST), math.log(ratio)))
+        self.width = math.log(ratio) / self.shift if self.shift else FINEST
+        self._half = math.ceil(math.log(LARGEST) / self.width)
+        self.count = 2 * self._half + 1
+
+    def places(self, values: Floats) -> Integers:
+        with np.errstate(divide="ignore"):
+            places = np.rint(np.log(values) / self.width)
+        return (np.clip(places, -self._half, self._half) + self._half).astype(np.int64)
+
+    def centre(self, place: int) -> float:
+        """The value that stands for a bin: 0 for the first, +inf for the last."""
+        if place in (0, self.count - 1):
+            return math.inf if place else 0.0
+        return math.exp((place - self._half) * self.width)
+
+    def ratio(self, shift: float) -> float:
+        return math.exp(shift * self.width)
+
+
+class Sample:
+    """One arm's counts in bins, with the place of its quantile. The first and the last bin stand for everything beyond."""
+
+    def __init__(self, counts: Integers, quantile: float, alpha: float) -> None:
+        self._below = np.empty(len(counts) + 1, np.int64)  # values below each bin
+        self._below[0] = 0
+        np.cumsum(counts, out=self._below[1:])
+        self.n, self.last = int(self._below[-1]), len(counts) - 1
+        self._quantile, self._alpha = quantile, alpha
+        self._tuned_for = round(TUNED_VARIANCE / (quantile * (1 - quantile)))
+        self.place = int(self._below.searchsorted(self.n * quantile)) - 1 if self.n else 0
+
+    @cached_property
+    def evidence(self) -> Floats:
+        """Log evidence against "the quantile lies in this bin", for every bin.
+
+        Values in the bin leave the count of values below the quantile open: the count that speaks least against the bin is taken, which
+        makes ties and binning harmless.
+        """
+        counts = np.minimum(np.maximum(self.n * self._quantile, self._below[:-1]), self._below[1:])
+        return log_coin_martingales(counts, self.n, self._quantile, self._alpha, self._tuned_for)
+
+    @property
+    def least_evidence(self) -> float:
+        """That against the sample's own place."""
+        return log_coin_martingale(self.n * self._quantile, self.n, self._quantile, self._alpha, self._tuned_for)
+
+
+Samples = tuple[Sample, Sample]
+
+
+def log_ratio_evidence(control: Sample, candidate: Sample, shift: int) -> float:
+    """Log e-value against "the candidate's quantile lies at most `shift` bins above the control's".
+
+    The two arms' martingales multiply, being of different units; the null leaves the control's quantile open, so the least product over
+    all its places counts. Evidence grows away from a sample's own quantile, so only the places between the two have to be looked at.
+    """
+    if not control.n or not candidate.n:
+        return 0.0
+    first, end = control.place, candidate.place - shift
+    if end <= first:  # the samples agree with the null
+        return control.least_evidence + candidate.least_evidence
+    mine = control.evidence[first : end + 1]
+    places = np.arange(first + shift, first + shift + len(mine))
+    theirs = candidate.evidence[np.minimum(np.maximum(places, 0), candidate.place)]
+    if end >= control.last:  # the control's quantile may lie anywhere above
+        theirs[-1] = candidate.least_evidence
+    return float((mine + theirs).min())
 
 
 class QuantileEvidence:
-    """Harm and non-inferiority of one quantile. Harm restarts at each step with level alpha_harm/steps.
-
-    Each restart keeps its own ordered values: a look costs O(new units · steps · log n).
-    """
+    """Harm and non-inferiority of one quantile. Harm is the average of the e-processes that start at each step, checked on the schedule of
+    `Checks`. State and looks do not grow with the units."""
 
     def __init__(self, plan: GuardrailPlan) -> None:
         if plan.quantile is None:
             raise PlanFault(f"guardrail {plan.metric!r} names no quantile")
         self._plan, self._quantile = plan, plan.quantile
-        self._ordered: list[dict[str, list[float]]] = [{"control": [], "candidate": []} for _ in range(plan.steps)]
-        self._by_step: list[dict[str, list[float]]] = [{"control": [], "candidate": []} for _ in range(plan.steps)]
+        self._bins = Bins(1 + plan.sign * plan.tolerance)
+        self._shift = int(plan.sign) * self._bins.shift  # the tolerance, in bins of badness
+        self._counts: Integers = np.zeros((plan.steps, 2, self._bins.count), np.int64)  # by restart and arm
+        self._window = self._bins.count, 0  # the bins that are looked at: start, end
+        self._checks = Checks(plan.steps)
         self._step, self._pairs = 0, 0
-        self._harm = -math.inf  # the bound on the harmful side, as badness; fixed once it passes the margin
+        self._log_harm = 0.0  # at the last check
+        self._alarm: float | None = None  # the bound when harm was found
 
-    @property
-    def _harmful(self) -> bool:
-        return self._harm > self._plan.margin
+    def add(self, batch: Batch) -> None:
+        self._insert(batch.step, [(batch.candidate, batch.value)])
 
-    def add(self, value: UnitValue) -> None:
-        self._insert(value)
-        self._look()
+    def add_pairs(self, control: Batch, candidate: Batch) -> None:
+        steps = np.minimum(control.step, candidate.step)
+        self._insert(steps, [(control.candidate, control.value), (candidate.candidate, candidate.value)])
+        self._pairs += len(steps)
 
-    def add_pair(self, control: UnitValue, candidate: UnitValue) -> None:
-        self._insert(control)
-        self._insert(candidate)
-        self._pairs += 1
-        self._look()
+    def _insert(self, steps: Integers, columns: Sequence[tuple[Flags, Floats]]) -> None:
+        placed = [(candidate.astype(np.int64), self._bins.places(values)) for candidate, values in columns]
+        for start, end, due in self._checks.pieces(steps):
+            self._widen([places[start:end] for _, places in placed])
+            for j in range(int(steps[start:end].max()) + 1):
+                rows = np.flatnonzero(steps[start:end] >= j) + start
+                for arm, places in placed:
+                    np.add.at(self._counts[j], (arm[rows], places[rows]), 1)
+            self._step = max(self._step, int(steps[start:end].max()))
+            if due and self._alarm is None and self._plan.guards:
+                self._check()
 
-    def _insert(self, value: UnitValue) -> None:
-        self._by_step[value.step][value.arm].append(value.value)
-        for ordered in self._ordered[: value.step + 1]:
-            insort(ordered[value.arm], value.value)
-        self._step = max(self._step, value.step)
+    def _widen(self, columns: Sequence[Integers]) -> None:
+        """The window has room for all values and one empty bin on either side."""
+        lowest = min(int(places.min()) for places in columns) - 1
+        highest = max(int(places.max()) for places in columns) + 2
+        start, end = self._window
+        self._window = max(0, min(start, lowest)), min(self._bins.count, max(end, highest))
 
-    def _look(self) -> None:
-        if not self._harmful:
-            level = self._plan.alpha_harm / self._plan.steps
-            self._harm = max(self._badness(restart, level)[0] for restart in range(self._step + 1))
+    def _check(self) -> None:
+        samples = self._restarts()
+        self._log_harm = self._evidence(samples, self._shift)
+        if self._log_harm >= -math.log(self._plan.alpha_harm):
+            self._alarm = self._bound(samples)
 
-    def _badness(self, restart: int, alpha: float) -> tuple[float, float]:
-        arms = self._ordered[restart]
-        lower, upper = relative_bounds(arms["control"], arms["candidate"], self._quantile, alpha)
-        return (lower, upper) if self._plan.sign > 0 else (-upper, -lower)
+    def _samples(self, restart: int, sign: float, alpha: float) -> Samples:
+        """Both arms' counts, oriented so that large values are bad (sign 1) or good (sign −1)."""
+        start, end = self._window
+        counts = self._counts[restart, :, start:end]
+        if sign > 0:
+            return Sample(counts[0], self._quantile, alpha), Sample(counts[1], self._quantile, alpha)
+        quantile = 1 - self._quantile
+        return Sample(counts[0, ::-1], quantile, alpha), Sample(counts[1, ::-1], quantile, alpha)
+
+    def _restarts(self) -> list[Samples]:
+        plan = self._plan
+        return [self._samples(j, plan.sign, plan.alpha_harm / plan.steps) for j in range(self._step + 1)]
+
+    def _evidence(self, restarts: Sequence[Samples], shift: int) -> float:
+        """Log of the average of the processes started at each step; one that has not started has wealth 1."""
+        logs = [log_ratio_evidence(*samples, shift) for samples in restarts]
+        not_started = [0.0] * (self._plan.steps - len(logs))
+        return float(np.logaddexp.reduce(logs + not_started)) - math.log(self._plan.steps)
+
+    def _bound(self, restarts: Sequence[Samples]) -> float:
+        """The largest badness that is rejected, −inf where none is."""
+        nearest = max(candidate.place - control.place for control, candidate in restarts)
+        threshold = -math.log(self._plan.alpha_harm)
+        found = self._last_rejected(nearest, lambda shift: self._evidence(restarts, shift) >= threshold)
+        if found is None:
+            return -math.inf
+        if found == nearest - 1 and self._at_an_end(restarts):
+            return math.inf
+        return self._badness(found)
+
+    def _better_bound(self, turned: Samples) -> float:
+        """The smallest badness that is rejected as too large, +inf where none is."""
+        threshold, nearest = -math.log(self._plan.alpha_promote), turned[1].place - turned[0].place
+        found = self._last_rejected(nearest, lambda shift: log_ratio_evidence(*turned, shift) >= threshold)
+        return math.inf if found is None else self._badness(-found)
+
+    def _last_rejected(self, nearest: int, rejected: Callable[[int], bool]) -> int | None:
+        """The largest shift below `nearest` (the estimate) that is rejected, going away from it in growing steps and halving the last."""
+        near, step = nearest, 1
+        while not rejected(near - step):
+            near, step = near - step, 2 * step
+            if nearest - near > self._bins.count:
+                return None
+        return near - step - 1 + bisect_left(range(near - step, near), True, key=lambda shift: not rejected(shift))
+
+    def _badness(self, bins: int) -> float:
+        return self._plan.sign * (self._bins.ratio(self._plan.sign * bins) - 1)
+
+    def _at_an_end(self, restarts: Sequence[Samples]) -> bool:
+        """Whether a quantile is 0 or +inf, as far as the bins know."""
+        ends = {-self._window[0], self._bins.count - 1 - self._window[0]}
+        if self._plan.sign < 0:
+            ends = {self._window[1] - self._window[0] - 1 - end for end in ends}
+        return any(sample.place in ends for samples in restarts for sample in samples)
 
     def conclude(self) -> Conclusion:
-        plan = self._plan
-        current = self._badness(self._step, plan.alpha_promote)[1]
-        lower, upper = (self._harm, current) if plan.sign > 0 else (-current, -self._harm)
-        control, candidate = (self._estimate(ordered) for ordered in self._ordered[0].values())
+        plan, turned = self._plan, self._samples(self._step, -self._plan.sign, self._plan.alpha_promote)
+        better, log_promote = math.inf, 0.0
+        if turned[0].n and turned[1].n:
+            better = self._better_bound(turned)
+            log_promote = log_ratio_evidence(*turned, -self._shift)
+        worse = self._alarm if self._alarm is not None else -math.inf
+        whole, start = self._samples(0, 1.0, plan.alpha_harm), self._window[0]
+        control, candidate = (self._bins.centre(start + sample.place) if sample.n else None for sample in whole)
+        if self._alarm is None and plan.guards and control is not None and candidate is not None:
+            worse = min(self._bound(self._restarts()), plan.tolerance)  # the next check decides
         comparable = control is not None and candidate is not None and 0 < control < math.inf
         return Conclusion(
             control=control,
             candidate=candidate,
             effect=candidate / control - 1 if comparable and candidate is not None and control else None,
-            lower=lower if lower > -1 else None,
-            upper=upper,
-            e_harm=None,
-            e_promote=None,
-            harmful=self._harmful,
-            non_inferior=self._step == plan.steps - 1 and current <= plan.margin,
+            worse=worse,
+            better=better,
+            log_harm=self._log_harm if plan.guards else None,
+            log_promote=log_promote,
+            harmful=self._alarm is not None,
+            step=self._step,
+            shown=log_promote >= -math.log(plan.alpha_promote),
             pairs=self._pairs,
         )
 
-    def _estimate(self, ordered: Sequence[float]) -> float | None:
-        return ordered[math.ceil(self._quantile * len(ordered)) - 1] if ordered else None
-
     def to_json(self) -> dict[str, Any]:
-        values = [{arm: pack(step[arm]) for arm in step} for step in self._by_step]
-        return {"values": values, "step": self._step, "pairs": self._pairs, "harm": pack([self._harm])}
+        start, end = self._window
+        by_step = np.diff(self._counts[::-1, :, start : max(start, end)], axis=0, prepend=0)[::-1]
+        return {
+            "window": self._window,
+            "counts": base64.b64encode(zlib.compress(by_step.astype("<i8").tobytes(), 1)).decode(),
+            "checks": self._checks.to_json(),
+            "step": self._step,
+            "pairs": self._pairs,
+            "harm": pack([self._log_harm]),
+            "alarm": None if self._alarm is None else pack([self._alarm]),
+        }
 
     def restore(self, data: Mapping[str, Any]) -> None:
-        self._by_step = [{arm: unpack(step[arm]).tolist() for arm in step} for step in data["values"]]
-        self._ordered = [
-            {arm: sorted(x for later in self._by_step[step:] for x in later[arm]) for arm in ("control", "candidate")}
-            for step in range(self._plan.steps)
-        ]
+        start, end = self._window = data["window"][0], data["window"][1]
+        if start < end:
+            packed = np.frombuffer(zlib.decompress(base64.b64decode(data["counts"])), "<i8")
+            by_step = packed.reshape(self._plan.steps, 2, end - start)
+            self._counts[:, :, start:end] = np.cumsum(by_step[::-1], axis=0)[::-1]
+        self._checks.restore(data["checks"])
         self._step, self._pairs = data["step"], data["pairs"]
-        self._harm = float(unpack(data["harm"])[0])
+        self._log_harm = float(unpack(data["harm"])[0])
+        self._alarm = None if data["alarm"] is None else float(unpack(data["alarm"])[0])

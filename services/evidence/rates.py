@@ -1,7 +1,6 @@
 """Rates and bounded means: bets on paired differences, as e-processes for harm and for non-inferiority.
 
-Used by `Guardrail` for the kinds `rate` and `boundedMean`. Source: Waudby-Smith & Ramdas, "Estimating means of bounded
-random variables by betting", JRSS B 2024 (aGRAPA). A pair's difference D lies in [−1, 1] whatever the two
+Used by `Guardrail` for the kinds `rate` and `boundedMean`. A pair's difference D lies in [−1, 1] whatever the two
 values' distributions are, so one machinery serves both kinds; only the design prior assumes coins, and only for its
 choice of bet, never for its validity.
 
@@ -10,86 +9,17 @@ beside the verdict.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from services.evidence.pairing import PairWindow
-from services.evidence.state import Floats, pack, unpack
-from services.evidence.summaries import Conclusion, GuardrailPlan, UnitValue
-
-BOLDEST_ADAPTIVE = 0.5
-"""Share of the largest admissible bet that the adaptive bettor may place: it loses at most half its wealth on a
-pair."""
-BOLDEST_DESIGN = 0.9
-"""The same for the design-prior bettor, whose optimum is bold where failures are rare; short of 1, so that no pair
-ruins it."""
-PRIOR_SQUARE = 0.25
-"""E[D²] of the one pseudo-pair (D = 0 in the mean) that the adaptive bettor starts from."""
-
-
-class AdaptiveBets:
-    """E-processes against "the mean difference is at least m", one for each row (process) and column (margin m in (−1,
-    1)).
-
-    Wealth ∏(1 + λ_t(m − D_t)), λ_t = E[m − D]/E[(m − D)²] as estimated from the row's own past, in [0, ½/(1 − m)]: aGRAPA.
-    """
-
-    def __init__(self, margins: Floats, processes: int = 1) -> None:
-        self._margins = margins[np.newaxis, :]
-        self._boldest = BOLDEST_ADAPTIVE / (1 - self._margins)
-        self._past = np.zeros((3, processes, 1))  # count, sum of D, sum of D²
-        self.log_wealth: Floats = np.zeros((processes, margins.size))
-
-    def update(self, difference: float | Floats, rows: slice = slice(None)) -> None:
-        """Settles one pair in the named processes; an array of shape (processes, 1) gives each its own difference."""
-        margins, past = self._margins, self._past[:, rows]
-        count, total, squares = past
-        mean, square = total / (count + 1), (squares + PRIOR_SQUARE) / (count + 1)
-        bets = np.clip((margins - mean) / (square - 2 * margins * mean + margins**2), 0.0, self._boldest)
-        self.log_wealth[rows] += np.log1p(bets * (margins - difference))
-        count += 1
-        total += difference
-        squares += difference * difference
-
-    def to_json(self) -> dict[str, str]:
-        return {"past": pack(self._past), "logWealth": pack(self.log_wealth)}
-
-    def restore(self, data: Mapping[str, str]) -> None:
-        self._past = unpack(data["past"]).reshape(self._past.shape)
-        self.log_wealth = unpack(data["logWealth"]).reshape(self.log_wealth.shape)
-
-
-def design_bets(rate: float, margins: Floats) -> Floats:
-    """The constant bet λ for each margin m that maximises E[log(1 + λ(m − D))] when both arms fail at `rate`; 0 where m
-    ≤ 0.
-
-    The objective is concave, so its derivative is bisected. Bounded by 0.9/(1 − m).
-    """
-    one_sided = rate * (1 - rate)
-    low, high = np.zeros_like(margins), BOLDEST_DESIGN / (1 - margins)
-    for _ in range(60):
-        middle = (low + high) / 2
-        slope = np.zeros_like(margins)
-        for difference, probability in ((-1, one_sided), (0, 1 - 2 * one_sided), (1, one_sided)):
-            gain = margins - difference
-            slope += probability * gain / (1 + middle * gain)
-        low, high = np.where(slope > 0, middle, low), np.where(slope > 0, high, middle)
-    return low
-
-
-class DesignBets:
-    """E-processes as in `AdaptiveBets`, one row, with the constant bets of a design prior. Valid whatever the true
-    rates are."""
-
-    def __init__(self, margins: Floats, rate: float) -> None:
-        self._margins = margins
-        self._bets = design_bets(rate, margins)
-        self.log_wealth: Floats = np.zeros(margins.size)
-
-    def update(self, difference: float) -> None:
-        self.log_wealth += np.log1p(self._bets * (self._margins - difference))
+from services.evidence.batch import Batch, running
+from services.evidence.bets import Bettor, by_design
+from services.evidence.covariates import PairCovariate
+from services.evidence.pairing import Pairs, PairWindow
+from services.evidence.state import Floats
+from services.evidence.summaries import Conclusion, GuardrailPlan
 
 
 class TwoSampleBernoulli:
@@ -124,85 +54,102 @@ class PairedEvidence:
     candidate is worse."""
 
     def __init__(self, plan: GuardrailPlan) -> None:
-        low, high = plan.bounds if plan.kind == "boundedMean" else (0.0, 1.0)
+        low, high = plan.range
         self._plan, self._width = plan, high - low
-        self._grid = _margin_grid(plan.margin / self._width)
-        self._at = int(np.searchsorted(self._grid, plan.margin / self._width))
+        self._grid = _margin_grid(plan.tolerance / self._width)
+        self._at = int(np.searchsorted(self._grid, plan.tolerance / self._width))
         self._window = PairWindow(plan.pair_window_units, plan.pair_window_seconds)
+        scale = plan.sign / self._width
+        self._covariate = PairCovariate(scale, scale * (low + high) / 2)
         self._sums = {"control": [0.0, 0.0], "candidate": [0.0, 0.0]}  # units, sum of values
         self._pairs, self._harmful = 0, False
-        self._harm = AdaptiveBets(-self._grid, plan.steps)
+        self._harm = [Bettor(-self._grid, self._at) for _ in range(plan.steps)]
         self._begin(step=0)
 
     def _begin(self, step: int) -> None:
         """Non-inferiority starts anew with each step, so that in the last one it rests on that step's units alone."""
         self._step = step
-        self._adaptive = AdaptiveBets(self._grid)
-        prior = self._plan.design_prior
-        self._design = None if prior is None else DesignBets(self._grid, prior)
+        self._promote = [Bettor(self._grid, self._at)]
+        if self._plan.design_prior is not None:
+            self._promote.append(Bettor(self._grid, self._at, by_design(self._plan.design_prior, self._grid)))
+        for bettor in self._promote:
+            bettor.close(self._covariate.reach, self._covariate.sharper)
 
-    def add(self, value: UnitValue) -> None:
-        self._count(value)
-        partner = self._window.offer(value)
-        if partner is not None:
-            self._settle(*((partner, value) if value.arm == "candidate" else (value, partner)))
+    def add(self, batch: Batch) -> None:
+        self._count("control", batch.value[~batch.candidate])
+        self._count("candidate", batch.value[batch.candidate])
+        self._settle(self._window.offer(batch))
 
-    def add_pair(self, control: UnitValue, candidate: UnitValue) -> None:
-        self._count(control)
-        self._count(candidate)
-        self._settle(control, candidate)
+    def add_pairs(self, control: Batch, candidate: Batch) -> None:
+        self._count("control", control.value)
+        self._count("candidate", candidate.value)
+        self._settle(Pairs.of(control, candidate))
 
-    def _count(self, value: UnitValue) -> None:
-        sums = self._sums[value.arm]
-        sums[0] += 1
-        sums[1] += value.value
+    def _count(self, arm: str, values: Floats) -> None:
+        sums = self._sums[arm]
+        if len(values):
+            sums[:] = sums[0] + len(values), float(running(sums[1], values)[-1])
 
-    def _settle(self, control: UnitValue, candidate: UnitValue) -> None:
-        badness = self._plan.sign * (candidate.value - control.value) / self._width
-        step = min(control.step, candidate.step)
-        self._pairs += 1
-        if step > self._step:
-            self._begin(step)
+    def _settle(self, pairs: Pairs) -> None:
+        """In pieces over which no bet, no covariate and no step changes."""
+        badness = self._plan.sign * (pairs.candidate - pairs.control) / self._width
+        changes = [*(np.flatnonzero(np.diff(pairs.step)) + 1).tolist(), len(pairs)] if len(pairs) else []
+        start = 0
+        for change in changes:
+            step = int(pairs.step[start])
+            if step > self._step:
+                self._begin(step)
+            while start < change:
+                bettors = [*(self._promote if step == self._step else ()), *self._open_harm(step)]
+                end = min(change, start + min(self._covariate.left, *(bettor.left for bettor in bettors), change))
+                adjusted, is_new = self._covariate.adjust(badness[start:end], pairs[start:end])
+                self._bet(adjusted, step)
+                if is_new:
+                    for bettor in (*self._harm, *self._promote):
+                        bettor.close(self._covariate.reach, self._covariate.sharper)
+                start = end
+        self._pairs += len(pairs)
+
+    def _open_harm(self, step: int) -> list[Bettor]:
+        """The processes that take pairs of a step. None after an alarm: it is stopped at its crossing, so batches cannot hide it."""
+        return [] if self._harmful or not self._plan.guards else self._harm[: step + 1]
+
+    def _bet(self, badness: Floats, step: int) -> None:
         if step == self._step:
-            self._adaptive.update(badness)
-            if self._design:
-                self._design.update(badness)
-        if not self._harmful:  # stopped at its crossing: how looks were batched cannot hide an alarm
-            self._harm.update(-badness, slice(step + 1))
-            self._harmful = bool(self._log_harm()[self._at] >= -math.log(self._plan.alpha_harm))
-
-    def _log_harm(self) -> Floats:
-        """Average of the processes started at each step; one that has not started has wealth 1."""
-        total: Floats = np.logaddexp.reduce(self._harm.log_wealth, axis=0)
-        return total - math.log(self._plan.steps)
-
-    def _log_promote(self) -> Floats:
-        adaptive: Floats = self._adaptive.log_wealth[0]
-        if self._design is None:
-            return adaptive
-        mixed: Floats = np.logaddexp(adaptive, self._design.log_wealth)
-        return mixed - math.log(2)
+            for bettor in self._promote:
+                bettor.take(badness, bettor.path(badness))
+        bettors = self._open_harm(step)
+        if not bettors:
+            return
+        paths = [bettor.path(-badness) for bettor in bettors]
+        still = [np.full(len(badness), bettor.own) for bettor in self._harm[step + 1 :]]
+        crossed = _mean_wealth([*paths, *still]) >= -math.log(self._plan.alpha_harm)
+        taken = int(crossed.argmax()) + 1 if crossed.any() else len(badness)
+        self._harmful = bool(crossed.any())
+        for bettor, path in zip(bettors, paths, strict=True):
+            bettor.take(-badness[:taken], path[:taken])
 
     def conclude(self) -> Conclusion:
-        plan, harm, promote = self._plan, self._log_harm(), self._log_promote()
+        plan = self._plan
+        harm = _mean_wealth([bettor.log_wealth() for bettor in self._harm])
+        promote = _mean_wealth([bettor.log_wealth() for bettor in self._promote])
         # H0 are nested, so a margin counts as rejected only if all weaker claims beyond it are: the bounds stay valid.
-        beaten = int(np.cumprod(harm >= -math.log(plan.alpha_harm)).sum())
+        beaten = int(np.cumprod(harm >= -math.log(plan.alpha_harm)).sum()) if plan.guards else 0
         cleared = int(np.cumprod(promote[::-1] >= -math.log(plan.alpha_promote)).sum())
         worse = float(self._grid[beaten - 1]) * self._width if beaten else None
         better = float(self._grid[-cleared]) * self._width if cleared else None
-        if plan.sign < 0:
-            worse, better = (None if better is None else -better), (None if worse is None else -worse)
         control, candidate = (s / n if n else None for n, s in self._sums.values())
         return Conclusion(
             control=control,
             candidate=candidate,
             effect=None if control is None or candidate is None else candidate - control,
-            lower=worse,
-            upper=better,
-            e_harm=_from_log(harm[self._at]),
-            e_promote=_from_log(promote[self._at]),
+            worse=worse,
+            better=better,
+            log_harm=float(harm[self._at]) if plan.guards else None,
+            log_promote=float(promote[self._at]),
             harmful=self._harmful,
-            non_inferior=self._step == plan.steps - 1 and bool(promote[self._at] >= -math.log(plan.alpha_promote)),
+            step=self._step,
+            shown=bool(promote[self._at] >= -math.log(plan.alpha_promote)),
             pairs=self._pairs,
             expired=self._window.expired,
         )
@@ -210,26 +157,26 @@ class PairedEvidence:
     def to_json(self) -> dict[str, Any]:
         return {
             "window": self._window.to_json(),
+            "covariate": self._covariate.to_json(),
             "sums": self._sums,
             "pairs": self._pairs,
             "harmful": self._harmful,
-            "harm": self._harm.to_json(),
+            "harm": [bettor.to_json() for bettor in self._harm],
             "step": self._step,
-            "adaptive": self._adaptive.to_json(),
-            "design": None if self._design is None else pack(self._design.log_wealth),
+            "promote": [bettor.to_json() for bettor in self._promote],
         }
 
     def restore(self, data: Mapping[str, Any]) -> None:
         self._window.restore(data["window"])
+        self._covariate.restore(data["covariate"])
         self._sums = {arm: list(data["sums"][arm]) for arm in self._sums}
         self._pairs, self._harmful = data["pairs"], data["harmful"]
-        self._harm.restore(data["harm"])
         self._begin(data["step"])
-        self._adaptive.restore(data["adaptive"])
-        if self._design is not None:
-            self._design.log_wealth = unpack(data["design"])
+        for bettor, saved in zip((*self._harm, *self._promote), (*data["harm"], *data["promote"]), strict=True):
+            bettor.restore(saved)
 
 
-def _from_log(log_e: float) -> float:
-    """exp, kept finite: JSON knows no infinity."""
-    return math.exp(min(float(log_e), 700.0))
+def _mean_wealth(logs: Sequence[Floats]) -> Floats:
+    """Log of the average of several processes; one that has not started has wealth 1."""
+    mean: Floats = np.logaddexp.reduce(np.array(logs), axis=0) - math.log(len(logs))
+    return mean

@@ -63,6 +63,14 @@ class SampleRatio:
             self.counts[arm] += count
         self.rejected = self.rejected or self.log_e >= -math.log(self._alpha)
 
+    def merge(self, other: "SampleRatio") -> None:
+        """Adds the exposures of other units of the same rollout, counted by another store. The Bayes factor depends on the totals alone; a
+        rejection by either stays. Raises PlanFault where the two test different shares."""
+        if (other._expected, other._alpha, other._k) != (self._expected, self._alpha, self._k):
+            raise PlanFault("sample ratio: only counts of one test can be merged")
+        self.update(other.counts)
+        self.rejected = self.rejected or other.rejected
+
     def to_json(self) -> dict[str, Any]:
         plan = {"expected": self._expected, "alpha": self._alpha, "k": self._k}
         return {"version": VERSION, **plan, "counts": self.counts, "rejected": self.rejected}

@@ -13,8 +13,11 @@ from services.evidence.errors import ClockFault, PlanFault, ValueFault
 Direction = Literal["lower", "higher"]
 """Which direction of the metric is better."""
 Kind = Literal["rate", "boundedMean", "mean", "quantile"]
-Mode = Literal["nonInferior", "harmOnly"]
+Mode = Literal["nonInferior", "harmOnly", "goal"]
+"""`nonInferior`: harm is watched, and non-inferiority must be shown. `harmOnly`: harm alone. `goal`: an improvement is to be shown."""
 Arm = Literal["control", "candidate"]
+LARGEST_MEAN = 1e50
+"""Largest value of an unbounded mean's metric: its square and ratios stay numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +26,8 @@ class UnitValue:
     of the exposure.
 
     `value`: 0 or 1 for a rate, within the bounds for a bounded mean, ≥ 0 for a mean, ≥ 0 or +inf (no first token) for a
-    quantile.
+    quantile. `past`: the mean of the metric over the unit's own past, closed before the exposure; it makes rates, bounded means and means
+    sharper. None: no past is known.
     """
 
     unit: str
@@ -32,6 +36,7 @@ class UnitValue:
     closes_at: float
     step: int
     value: float
+    past: float | None = None
 
     @property
     def order(self) -> tuple[float, str]:
@@ -43,8 +48,10 @@ class UnitValue:
 class GuardrailPlan:
     """How one metric is judged in one stage: fixed when the stage starts, never changed in it.
 
-    `margin` is absolute for rates and bounded means, relative (0.2 = 20 %) for means and quantiles. `alpha_harm` is
-    already divided by the number of metrics and segments. `design_prior` is the stable arm's rate over the same
+    `margin` is absolute for rates and bounded means, relative (0.2 = 20 %) for means and quantiles: the worsening that
+    is tolerated; for a goal, the least improvement that counts. `alpha_harm` is already divided by the number of metrics
+    and segments; a goal does not use it. `alpha_promote` is the level at which non-inferiority or a goal's improvement
+    is shown. `design_prior` is the stable arm's rate over the same
     horizon, known before the rollout.
     """
 
@@ -69,14 +76,15 @@ class GuardrailPlan:
         checks = {
             "kind is rate, boundedMean, mean or quantile": self.kind in ("rate", "boundedMean", "mean", "quantile"),
             "direction is lower or higher": self.direction in ("lower", "higher"),
-            "mode is nonInferior or harmOnly": self.mode in ("nonInferior", "harmOnly"),
+            "mode is nonInferior, harmOnly or goal": self.mode in ("nonInferior", "harmOnly", "goal"),
             "bounds are finite and ascending": math.isfinite(low) and math.isfinite(high) and low < high,
             "the margin is relative for means and quantiles, absolute otherwise": self.relative
             == (self.kind in ("mean", "quantile")),
-            "the margin lies between 0 and the metric's range (relative: 1 where higher is better)": 0
-            <= self.margin
-            < width
-            or (self.relative and self.direction == "lower" and 0 <= self.margin < math.inf),
+            "the margin is at least 0 and leaves room within the metric's range": (
+                0 <= self.margin < math.inf and 1 + self.sign * self.tolerance > 0
+                if self.relative
+                else 0 <= self.margin < width
+            ),
             "there is at least one step": self.steps >= 1,
             "both levels lie between 0 and 1": 0 < self.alpha_harm < 1 and 0 < self.alpha_promote < 1,
             "a quantile metric, and no other, names its quantile in (0, 1)": (
@@ -98,19 +106,32 @@ class GuardrailPlan:
         is."""
         return 1.0 if self.direction == "lower" else -1.0
 
+    @property
+    def guards(self) -> bool:
+        """Whether the metric can be found harmful."""
+        return self.mode != "goal"
+
+    @property
+    def tolerance(self) -> float:
+        """The worsening at which harm and promotion part: the margin; for a goal minus the least improvement."""
+        return self.margin if self.guards else -self.margin
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The least and the largest value that a unit can have."""
+        if self.kind == "boundedMean":
+            return self.bounds
+        return 0.0, {"rate": 1.0, "mean": LARGEST_MEAN, "quantile": math.inf}[self.kind]
+
     def check(self, value: UnitValue) -> None:
         """Raises ValueFault or ClockFault when the value cannot be one of this metric."""
-        low, high = self.bounds
-        possible = {
-            "rate": value.value in (0.0, 1.0),
-            "boundedMean": low <= value.value <= high,
-            "mean": 0 <= value.value < math.inf,
-            "quantile": value.value >= 0,
-        }[self.kind]
-        if not possible:
+        low, high = self.range
+        if not low <= value.value <= high or (self.kind == "rate" and value.value not in (0.0, 1.0)):
             raise ValueFault(
                 f"{self.metric}: {value.value!r} of unit {value.unit!r} cannot be the value of a {self.kind}"
             )
+        if value.past is not None and not low <= value.past <= high:
+            raise ValueFault(f"{self.metric}: {value.past!r} cannot be the past of unit {value.unit!r}")
         if value.arm not in ("control", "candidate"):
             raise ValueFault(f"{self.metric}: unit {value.unit!r} names an unknown arm {value.arm!r}")
         if not 0 <= value.step < self.steps:
@@ -132,7 +153,8 @@ class Reading:
     the stage. `lower` and `upper` are bounds on the effect that hold at every look at once. The bound on the harmful
     side is the best of the processes started at each step, at `alpha_harm`; the other uses the units of the current
     step alone, at `alpha_promote`. `harmful` never goes back to False, and nothing on the harm side moves after it.
-    `non_inferior` can be True in the last step only, and describes this moment.
+    `non_inferior`, and a goal's `improved`, can be True in the last step only and describe this moment; `e_promote` is the evidence for
+    them. `last_step`: units of the last step have been seen.
     """
 
     metric: str
@@ -158,6 +180,8 @@ class Reading:
     promote_threshold: float
     non_inferior: bool
     trustworthy: bool
+    improved: bool = False
+    last_step: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """The reading as a JSON object."""
@@ -166,17 +190,21 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Conclusion:
-    """What a metric's own mathematics hands to `Guardrail`: badness already turned back into effects, infinities not
-    yet removed."""
+    """What a metric's own mathematics hands to `Guardrail`; infinities not yet removed.
+
+    `worse` and `better` bound the badness (the effect, signed so that positive is worse) on the harmful and on the good side. `step`: the
+    newest one with evidence. `shown`: badness lies below the plan's tolerance now, by the units of that step.
+    """
 
     control: float | None
     candidate: float | None
     effect: float | None
-    lower: float | None
-    upper: float | None
-    e_harm: float | None
-    e_promote: float | None
+    worse: float | None
+    better: float | None
+    log_harm: float | None
+    log_promote: float | None
     harmful: bool
-    non_inferior: bool
+    step: int
+    shown: bool
     pairs: int
     expired: int = 0

@@ -50,6 +50,8 @@ def decide(service: LLMService, observed: Observed, evidence: EvidenceView, now:
         d.change(ratio={"eValue": evidence.ratio.e_value, "threshold": evidence.ratio.threshold})
     _judge_registry(d)
     _judge_engine(d)
+    if observed.caution is not None:
+        d.condition("Plan", False, observed.caution.reason, observed.caution.message)
     pin(d)
     commands.obey(d)
     if d.active:

@@ -7,6 +7,7 @@ The order of the evidence is (closing time, unit), up to the store's watermark: 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final, Literal, TypeVar
 
 from services.common.assignment import arm_of, bucket_of
@@ -17,14 +18,16 @@ from services.evidence import (
     GuardrailPlan,
     RateDetector,
     SampleRatio,
+    StateFault,
     UnitValue,
 )
+from services.rollout.balance import HALVES, Balance, measured_alike
 from services.rollout.observed import EvidenceView, Ratio
-from services.rollout.unit_values import pair_values, spoke, unit_values
+from services.rollout.resources import key_of, split_key
+from services.rollout.unit_values import MAY_LACK, pair_values, spoke, tenant_of, unit_values
 from services.store import ClosedUnit, Judgement, MirroredPair
 
-SCHEMA: Final = 1
-SHARES: Final = {"control": 0.5, "candidate": 0.5}
+SCHEMA: Final = 2
 Cursor = tuple[float, str]
 New = TypeVar("New")
 _START: Final[Cursor] = (0.0, "")
@@ -33,10 +36,19 @@ _START: Final[Cursor] = (0.0, "")
 class Evidence:
     """Evidence of one stage of one rollout."""
 
-    def __init__(self, stage: str, plans: Mapping[str, GuardrailPlan]) -> None:
+    def __init__(
+        self,
+        stage: str,
+        plans: Mapping[str, GuardrailPlan],
+        segments: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    ) -> None:
+        """`segments`: tenant -> names of the segments that it belongs to."""
         self.stage = stage
+        self.segments = segments
+        self._known: dict[tuple[str, str | None], list[str]] = {}
         self.guardrails = {metric: Guardrail(plan) for metric, plan in plans.items()}
-        self.ratio = SampleRatio(SHARES)
+        self.balance = Balance()
+        self.measured = measured_alike(MAY_LACK & {split_key(key)[0] for key in self.guardrails})
         self.units: Cursor = _START
         self.pairs: Cursor = _START
         self.judged = 0
@@ -50,7 +62,7 @@ class Evidence:
     def fold_units(self, closed: Sequence[ClosedUnit], rollout: str, salt: bytes, weights: Mapping[int, int]) -> None:
         """Adds closed units of the canary. `weights`: route version -> the candidate's buckets, as published."""
         values: dict[str, list[UnitValue]] = {metric: [] for metric in self.guardrails}
-        arms = dict.fromkeys(SHARES, 0)
+        arms: list[tuple[str, str]] = []
         for unit in closed:
             exposure = unit.exposure
             wrong = _misassigned(unit, rollout, salt, weights)
@@ -58,20 +70,21 @@ class Evidence:
                 self._void(wrong, misassigned=True)
                 return
             arm: Literal["control", "candidate"] = "candidate" if exposure.arm == "candidate" else "control"
-            arms[arm] += 1
+            arms.append((exposure.gateway, arm))
             self._count(f"users_{arm}")
             if spoke(unit):
                 self._count(f"feedback_{arm}")
             key = f"{exposure.step}:{arm}"
             self.by_step[key] = self.by_step.get(key, 0) + 1
+            tenant = tenant_of(unit.observations)
             for metric, value in unit_values(unit, salt).items():
-                if metric in values:
-                    values[metric].append(
-                        UnitValue(exposure.unit, arm, exposure.first_at, exposure.closes_at, exposure.step, value)
-                    )
+                one = UnitValue(exposure.unit, arm, exposure.first_at, exposure.closes_at, exposure.step, value)
+                for key in self._keys(metric, tenant):
+                    values[key].append(one)
+                self._measure(metric, arm)
         if closed:
             self.units = (closed[-1].exposure.closes_at, closed[-1].exposure.unit)
-            self.ratio.update(arms)
+            self.balance.add(arms)
             for metric, new in values.items():
                 self._try(self.guardrails[metric].update, new)
 
@@ -80,9 +93,15 @@ class Evidence:
         values: dict[str, list[tuple[UnitValue, UnitValue]]] = {metric: [] for metric in self.guardrails}
         for pair in pairs:
             self._count("pairs")
-            for metric, both in pair_values(pair).items():
-                if metric in values:
-                    values[metric].append(_paired(pair.unit, pair.closes_at - settle, pair.closes_at, both))
+            tenant = tenant_of((pair.stable, pair.candidate))
+            for metric, (stable, candidate) in pair_values(pair).items():
+                if stable is None or candidate is None:
+                    if stable is not candidate:
+                        self._measure(metric, "control" if candidate is None else "candidate")
+                    continue
+                both = _paired(pair.unit, pair.closes_at - settle, pair.closes_at, (stable, candidate))
+                for key in self._keys(metric, tenant):
+                    values[key].append(both)
         if pairs:
             self.pairs = (pairs[-1].closes_at, pairs[-1].pair)
             for metric, new in values.items():
@@ -102,7 +121,7 @@ class Evidence:
             self._try(guardrail.update_pairs, new)
 
     def watch(self, buckets: Iterable[float], until: float) -> None:
-        """Adds shares of failed requests, one per time bucket that had any, after promotion."""
+        """Adds shares of users with a failed request, one per time bucket that had any, after promotion."""
         if self.detector is not None:
             self.detector.update(buckets)
         self.watched_until = until
@@ -110,11 +129,12 @@ class Evidence:
     def view(self, step: int) -> EvidenceView:
         """What the evidence says now."""
         steps = (
-            {f"step_{arm}": self.by_step.get(f"{step}:{arm}", 0) for arm in SHARES} if self.stage == "canary" else {}
+            {f"step_{arm}": self.by_step.get(f"{step}:{arm}", 0) for arm in HALVES} if self.stage == "canary" else {}
         )
         ratio = None
-        if self.stage == "canary" and any(self.ratio.counts.values()):
-            ratio = Ratio(self.ratio.e_value, self.ratio.threshold, self.ratio.rejected)
+        if self.stage == "canary" and self.balance.gateways:
+            balance = self.balance
+            ratio = Ratio(balance.e_value, balance.threshold, balance.rejected, balance.sentence())
         alarm = None
         if self.detector is not None and self.detector.alarmed:
             alarm = f"failures have risen above their history: the detector reached {self.detector.level:.3g}"
@@ -133,7 +153,8 @@ class Evidence:
             "schema": SCHEMA,
             "stage": self.stage,
             "guardrails": {metric: guardrail.to_json() for metric, guardrail in self.guardrails.items()},
-            "ratio": self.ratio.to_json(),
+            "balance": self.balance.to_json(),
+            "measured": {metric: ratio.to_json() for metric, ratio in self.measured.items()},
             "units": list(self.units),
             "pairs": list(self.pairs),
             "judged": self.judged,
@@ -146,11 +167,14 @@ class Evidence:
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Evidence:
+    def from_json(cls, data: Mapping[str, Any], segments: Mapping[str, Sequence[str]]) -> Evidence:
         """Raises StateFault for state that this version cannot continue."""
-        evidence = cls(data["stage"], {})
+        if data.get("schema") != SCHEMA:
+            raise StateFault(f"evidence of schema {data.get('schema')!r}, this program continues schema {SCHEMA}")
+        evidence = cls(data["stage"], {}, segments)
         evidence.guardrails = {metric: Guardrail.from_json(state) for metric, state in data["guardrails"].items()}
-        evidence.ratio = SampleRatio.from_json(data["ratio"])
+        evidence.balance = Balance.from_json(data["balance"])
+        evidence.measured = {metric: SampleRatio.from_json(state) for metric, state in data["measured"].items()}
         evidence.units = (data["units"][0], data["units"][1])
         evidence.pairs = (data["pairs"][0], data["pairs"][1])
         evidence.judged = data["judged"]
@@ -162,6 +186,24 @@ class Evidence:
 
     def _count(self, name: str, by: int = 1) -> None:
         self.counts[name] = self.counts.get(name, 0) + by
+
+    def _keys(self, metric: str, tenant: str | None) -> list[str]:
+        """Keys of the guardrails that a unit's value of a metric counts for."""
+        known = self._known.get((metric, tenant))
+        if known is not None:
+            return known
+        named = self.segments.get(tenant, ()) if tenant is not None else ()
+        keys = (key_of(metric, goal=True), *(key_of(metric, segment) for segment in (None, *named)))
+        return self._known.setdefault((metric, tenant), [key for key in keys if key in self.guardrails])
+
+    def _measure(self, metric: str, arm: str) -> None:
+        """One arm has a value. As likely control as candidate, or the comparison is one of what could be measured."""
+        ratio = self.measured.get(metric)
+        if ratio is not None:
+            ratio.update({arm: 1})
+            if ratio.rejected:
+                has = f"{ratio.counts['control']} values of control and {ratio.counts['candidate']} of candidate"
+                self._void(f"{metric} is not measured alike in both arms: {has} cannot be chance", misassigned=False)
 
     def _void(self, why: str, *, misassigned: bool) -> None:
         if self.fault is None:

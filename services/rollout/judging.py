@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Final
 
 from cryptography.fernet import Fernet, InvalidToken
 
 from services.rollout.errors import JudgeUnavailable, Unparsable
-from services.rollout.judge import Judge
+from services.rollout.judge import Judge, PairwiseJudge
 from services.store import JudgeMaterial, Judgement, Store, StoreError
 
 log = logging.getLogger(__name__)
@@ -34,13 +35,15 @@ class Judging:
     def __init__(
         self, service: str, store: Store, judge: Judge, content_key: bytes, pause: float, judged: Judged
     ) -> None:
-        """`pause`: seconds between two searches for new pairs. `judged` is told of each pair: the service, what came of it (judged,
-        without_reference, unparsable, undecipherable), and the scores by arm.
+        """`pause`: seconds between two searches for new pairs. `judged` is told of each pair: service, what came of it (as in `counts`),
+        scores by arm.
         """
         self._service, self._store, self._judge = service, store, judge
         self._cipher = Fernet(content_key)
         self._pause, self._judged = pause, judged
         self._passed: set[str] = set()
+        self.counts: Counter[str] = Counter()
+        """judged, without_reference, unparsable, undecipherable: pairs so far; inconsistent: judged ones that turned with the order."""
 
     async def run(self) -> None:
         """Until cancelled. A store or judge that is away is waited for."""
@@ -59,14 +62,20 @@ class Judging:
             return
         material = await asyncio.to_thread(self._store.judge_material, rows[0].id, BATCH)
         waiting = [one for one in material if one.pair not in self._passed]
+        before = self.counts.copy()
         for start in range(0, len(waiting), AT_ONCE):
             scored = await asyncio.gather(
                 *(self._score(one) for one in waiting[start : start + AT_ONCE]), return_exceptions=True
             )
             await asyncio.to_thread(self._store.put_judgements, [one for one in scored if isinstance(one, Judgement)])
+            if isinstance(self._judge, PairwiseJudge):
+                while self.counts["inconsistent"] < self._judge.inconsistent:
+                    self._count("inconsistent", {})
             for one in scored:
                 if isinstance(one, BaseException):
                     raise one
+        if self.counts != before:
+            log.info("judge of %s, pairs so far: %s", self._service, dict(self.counts))
 
     async def _score(self, material: JudgeMaterial) -> Judgement | None:
         try:
@@ -82,11 +91,15 @@ class Judging:
             self._pass(material, "without_reference")
             return None
         candidate, stable = scores
-        self._judged(self._service, "judged", {"candidate": candidate, "control": stable})
+        self._count("judged", {"candidate": candidate, "control": stable})
         return Judgement(
             material.pair, material.rollout, material.unit, candidate, stable, self._judge.name, material.at, 0
         )
 
     def _pass(self, material: JudgeMaterial, why: str) -> None:
         self._passed.add(material.pair)
-        self._judged(self._service, why, {})
+        self._count(why, {})
+
+    def _count(self, result: str, scores: Mapping[str, float]) -> None:
+        self.counts[result] += 1
+        self._judged(self._service, result, scores)

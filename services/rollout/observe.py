@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -18,6 +19,7 @@ from pydantic import ValidationError
 from services.common.identifiers import uuid7
 from services.rollout.errors import EvaluationInvalid, RegistryError, RegistryRejected
 from services.rollout.observed import Aliases, Evaluations, Identity, Observed, Refusal, VersionInfo
+from services.rollout.planning import Caution, Traffic, caution, traffic_of
 from services.rollout.platforms.base import Platform, PlatformError, RevisionState
 from services.rollout.registry import Registry
 from services.rollout.resources import LLMService
@@ -31,7 +33,11 @@ log = logging.getLogger(__name__)
 PLATFORM_TIMEOUT: Final = 15.0
 """Seconds; a look must not wait for a platform that hangs."""
 HISTORY_SECONDS: Final = 7 * 86_400.0
-"""How far back stable's history is read for the design prior."""
+"""How far back stable's history is read for the design prior, and a service's traffic for its plan."""
+TRAFFIC_SECONDS: Final = 3_600.0
+"""A service's traffic is measured so often; it reads up to 200,000 rows twice."""
+FIRST_TRAFFIC_SECONDS: Final = 300
+"""Within this time after the controller's start, a thousand services take their turns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +74,9 @@ class Observer:
         self._claimed: tuple[str, str, str] | None = None
         self._unchanged: tuple[tuple[str, int], float] | None = None
         """Stable's engine and its ready replicas, and since when (store's time) it has had them."""
+        self._traffic: Traffic | None = None
+        self._traffic_due: float | None = None
+        self._cautioned: tuple[LLMService, Caution | None] | None = None
 
     async def look(
         self, service: LLMService, conditions: tuple[Condition, ...], refused: Mapping[str, Refusal]
@@ -76,6 +85,7 @@ class Observer:
         (stored, quiet, answers), aliases, engines = await asyncio.gather(
             asyncio.to_thread(self._read, service), self._steering(service), self._engines(service.name)
         )
+        await self._measure(service, stored)
         row = stored.rollout
         status = RolloutStatus.model_validate(row.status) if row is not None else None
         active = status is not None and status.active
@@ -90,6 +100,8 @@ class Observer:
             engines=engines,
             quiet=quiet,
             first_tokens=self._first_tokens(service, stored, engines, answers),
+            users_per_day=self._traffic.users_per_day if self._traffic is not None else None,
+            caution=await self._warned(service),
             pinned=await self._pinned(service),
             refused=refused,
             commands=stored.commands,
@@ -129,6 +141,36 @@ class Observer:
             self._unchanged = replicas, stored.now
         since = self._unchanged[1]
         return first_tokens(answers, stored.now, since, scaling.upscale_delay, scaling.downscale_delay)
+
+    async def _measure(self, service: LLMService, stored: Standing) -> None:
+        """The service's traffic, once an hour; a stable that serves is what rollouts will be compared with."""
+        if self._traffic_due is None:
+            self._traffic_due = stored.now + zlib.crc32(service.name.encode()) % FIRST_TRAFFIC_SECONDS
+        if stored.route is None or stored.now < self._traffic_due:
+            return
+        self._traffic_due = stored.now + TRAFFIC_SECONDS
+        since, revision, horizon = (
+            stored.now - HISTORY_SECONDS,
+            stored.route.stable.revision,
+            service.spec.rollout.horizon,
+        )
+
+        def read() -> Traffic | None:
+            usage = self._store.usage(service.name, since)
+            if usage is None or usage["seconds"] < TRAFFIC_SECONDS:
+                return None  # a few minutes say little of a day
+            return traffic_of(usage, self._store.baseline(service.name, revision, since, horizon))
+
+        self._traffic = await asyncio.to_thread(read)
+        self._cautioned = None
+
+    async def _warned(self, service: LLMService) -> Caution | None:
+        """Why the resource asks for too much; reckoned anew when it or its traffic has changed."""
+        if self._traffic is None:
+            return None
+        if self._cautioned is None or self._cautioned[0] is not service:
+            self._cautioned = service, await asyncio.to_thread(caution, service, self._traffic)
+        return self._cautioned[1]
 
     async def _steering(self, service: LLMService) -> Aliases | None:
         names = service.spec.model

@@ -11,6 +11,7 @@ from typing import Any
 
 from services.common.routing import Route
 from services.evidence import Reading
+from services.rollout.planning import Caution
 from services.rollout.platforms.base import RevisionState
 from services.rollout.resources import LLMService
 from services.rollout.scaling import FirstTokens
@@ -105,6 +106,10 @@ class Observed:
     """Nobody has asked for the service for `autoscaling.downscaleDelay`; only looked up where the engine may then end."""
     first_tokens: FirstTokens | None = None
     """Of stable's engine, where the resource has `autoscaling.targetTtft`."""
+    users_per_day: float | None = None
+    """Different users of the service within a day; None: not measured yet."""
+    caution: Caution | None = None
+    """Why, with this traffic, the resource asks for too much."""
     pinned: Mapping[str, VersionInfo | None] = field(default_factory=dict)
     """The versions of `spec.model.pinned` as the registry has them; None: it has no such version. Missing: it could not be asked."""
     refused: Mapping[str, Refusal] = field(default_factory=dict)
@@ -123,6 +128,8 @@ class Ratio:
     e_value: float
     threshold: float
     rejected: bool
+    message: str = ""
+    """The numbers in words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

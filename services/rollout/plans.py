@@ -1,4 +1,7 @@
-"""Which statistics each guardrail of a stage gets: the plans are fixed when the stage starts. Called when a stage begins."""
+"""Which statistics each guardrail of a stage gets: the plans are fixed when the stage starts. Called when a stage begins.
+
+A plan's metric is a key (`resources_metrics.key_of`): readings, evidence and status carry it.
+"""
 
 from __future__ import annotations
 
@@ -6,48 +9,78 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from services.evidence import GuardrailPlan, harm_level, stage_levels
-from services.evidence.summaries import Kind
-from services.rollout.resources import RELATIVE, GuardedStage, Guardrail, LLMService
-
-_KINDS: Final[dict[str, tuple[Kind, bool]]] = {
-    "errors": ("rate", False),
-    "ttft": ("quantile", False),
-    "tokensPerSecond": ("mean", True),
-    "feedback": ("rate", False),
-    "judge": ("boundedMean", True),
-}
-"""Metric -> kind of statistic, whether higher is better."""
+from services.evidence.summaries import Mode
+from services.rollout.resources import METRICS, Goal, GuardedStage, Guardrail, LLMService, key_of
 
 _HISTORY: Final = {"errors": ("failure_rate", "units"), "feedback": ("bad_feedback_rate", "units")}
 MINIMUM_HISTORY: Final = 100
 """Users of history below which stable's rate says too little to bet on."""
+PAIR_WINDOW_SECONDS: Final = 30.0
+RATING_WINDOW_SECONDS: Final = 600.0
+"""Few users rate: partners must be waited for, and no outage comes and goes in their opinion within minutes."""
+
+
+def segments_by_tenant(service: LLMService) -> dict[str, list[str]]:
+    """Tenant -> names of the segments that it belongs to."""
+    found: dict[str, list[str]] = {}
+    for segment in service.spec.rollout.segments:
+        for tenant in segment.tenants:
+            found.setdefault(tenant, []).append(segment.name)
+    return found
 
 
 def plans(service: LLMService, stage: GuardedStage, baseline: Mapping[str, Any]) -> dict[str, GuardrailPlan]:
-    """The plans of a stage by metric. A judge's guardrail falls away where nothing may be judged."""
+    """The plans of a stage by key. A judge's guardrail falls away where nothing may be judged. Segments are watched for harm alone."""
     rollout = service.spec.rollout
     guardrails = [g for g in rollout.guarded(stage) if g.metric != "judge" or service.judged]
     if not guardrails:
         return {}
-    level = harm_level(stage_levels(rollout.alpha)[stage], len(guardrails))
+    level = harm_level(stage_levels(rollout.alpha)[stage], len(guardrails), 1 + len(rollout.segments))
     steps = len(rollout.canary.steps) if stage == "canary" else 1
-    return {g.metric: _plan(g, steps, level, rollout.alpha, baseline) for g in guardrails}
+    made = [_plan(g, None, steps, level, rollout.alpha, baseline) for g in guardrails]
+    for segment in rollout.segments:
+        made += [_plan(g, segment.name, steps, level, rollout.alpha, {}) for g in guardrails if g.metric != "judge"]
+    if stage == "canary" and rollout.goals is not None:
+        made += [_goal(goal, steps, level, rollout.alpha, baseline) for goal in rollout.goals.metrics]
+    return {plan.metric: plan for plan in made}
 
 
-def _plan(guardrail: Guardrail, steps: int, level: float, alpha: float, baseline: Mapping[str, Any]) -> GuardrailPlan:
-    kind, higher = _KINDS[guardrail.metric]
+def _plan(
+    guardrail: Guardrail, segment: str | None, steps: int, level: float, alpha: float, baseline: Mapping[str, Any]
+) -> GuardrailPlan:
+    key, mode = key_of(guardrail.metric, segment), guardrail.mode if segment is None else "harmOnly"
+    return _made(guardrail, key, guardrail.margin, mode, steps, level, alpha, baseline)
+
+
+def _goal(goal: Goal, steps: int, level: float, alpha: float, baseline: Mapping[str, Any]) -> GuardrailPlan:
+    return _made(goal, key_of(goal.metric, goal=True), goal.improvement, "goal", steps, level, alpha, baseline)
+
+
+def _made(
+    asked: Guardrail | Goal,
+    key: str,
+    margin: float,
+    mode: Mode,
+    steps: int,
+    level: float,
+    alpha: float,
+    baseline: Mapping[str, Any],
+) -> GuardrailPlan:
+    measured = METRICS[asked.metric]
     return GuardrailPlan(
-        metric=guardrail.metric,
-        kind=kind,
-        direction="higher" if higher else "lower",
-        margin=guardrail.margin,
-        relative=guardrail.metric in RELATIVE,
-        mode=guardrail.mode,
+        metric=key,
+        kind=measured.kind,
+        direction="higher" if measured.higher else "lower",
+        margin=margin,
+        relative=measured.relative,
+        mode=mode,
         steps=steps,
         alpha_harm=level,
         alpha_promote=alpha,
-        quantile=guardrail.quantile,
-        design_prior=_prior(guardrail.metric, baseline),
+        quantile=asked.quantile,
+        design_prior=_prior(asked.metric, baseline),
+        bounds=measured.bounds,
+        pair_window_seconds=RATING_WINDOW_SECONDS if asked.metric == "rating" else PAIR_WINDOW_SECONDS,
     )
 
 

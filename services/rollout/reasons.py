@@ -35,6 +35,11 @@ TTFT_HARMFUL: Final = "TtftHarmful"
 TOKENS_PER_SECOND_HARMFUL: Final = "TokensPerSecondHarmful"
 FEEDBACK_HARMFUL: Final = "FeedbackHarmful"
 JUDGE_HARMFUL: Final = "JudgeHarmful"
+ESCALATIONS_HARMFUL: Final = "EscalationsHarmful"
+RETRIES_HARMFUL: Final = "RetriesHarmful"
+RATING_HARMFUL: Final = "RatingHarmful"
+INTER_TOKEN_GAP_HARMFUL: Final = "InterTokenGapHarmful"  # noqa: S105  no password
+DURATION_HARMFUL: Final = "DurationHarmful"
 WATCH_ERRORS: Final = "WatchErrors"
 # abort: the candidate cannot serve
 ENGINE_FAILED: Final = "EngineFailed"
@@ -75,6 +80,9 @@ JUDGE_OFF: Final = "JudgeOff"
 VERSION_PINNED: Final = "VersionPinned"
 VERSION_UNPINNED: Final = "VersionUnpinned"
 VERSION_MISSING: Final = "VersionMissing"
+MARGIN_OUT_OF_REACH: Final = "MarginOutOfReach"
+TRAFFIC_TOO_LOW: Final = "TrafficTooLow"
+USERS_UNNAMED: Final = "UsersUnnamed"
 # The resource
 NAME_TAKEN: Final = "NameTaken"
 INVALID_RESOURCE: Final = "InvalidResource"
@@ -92,5 +100,10 @@ HARM: Final = {
     "tokensPerSecond": TOKENS_PER_SECOND_HARMFUL,
     "feedback": FEEDBACK_HARMFUL,
     "judge": JUDGE_HARMFUL,
+    "escalations": ESCALATIONS_HARMFUL,
+    "retries": RETRIES_HARMFUL,
+    "rating": RATING_HARMFUL,
+    "interTokenGap": INTER_TOKEN_GAP_HARMFUL,
+    "duration": DURATION_HARMFUL,
 }
 """The reason of an abort by a guardrail, by metric."""

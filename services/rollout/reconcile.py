@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from services.common.routing import Route
-from services.evidence import RateDetector
+from services.evidence import RateDetector, StateFault
 from services.rollout import removal
 from services.rollout.actions import Emit, PublishRoute
 from services.rollout.decide import Decision, decide
@@ -22,7 +22,7 @@ from services.rollout.evidence_fold import Evidence
 from services.rollout.execute import Executor
 from services.rollout.observe import Observer, Sight
 from services.rollout.observed import EvidenceView
-from services.rollout.plans import plans
+from services.rollout.plans import plans, segments_by_tenant
 from services.rollout.removal import Retirement
 from services.rollout.resources import GuardedStage, LLMService
 from services.rollout.status import Condition, RolloutStatus
@@ -150,13 +150,18 @@ class Reconciler:
         if self._evidence is not None and self._evidence_of == key:
             return self._evidence
         stored = self._store.evidence(rollout.id)
+        evidence: Evidence | None = None
+        segments = segments_by_tenant(rules)
         if stored is not None and stored["stage"] == rollout.stage:
-            evidence = Evidence.from_json(stored)
-        elif rollout.stage == "watch":
+            try:
+                evidence = Evidence.from_json(stored, segments)
+            except StateFault as fault:  # another program's: the rows are all there, and folded anew they say the same
+                log.warning("%s: evidence is folded anew: %s", rollout.service, fault)
+        if evidence is None and rollout.stage == "watch":
             evidence = Evidence("watch", {})
-        else:
+        elif evidence is None:
             stage: GuardedStage = "rehearsal" if rollout.stage == "rehearsal" else "canary"
-            evidence = Evidence(stage, plans(rules, stage, rollout.baseline))
+            evidence = Evidence(stage, plans(rules, stage, rollout.baseline), segments)
         self._evidence, self._evidence_of, self._looked, self._readings = evidence, key, None, []
         return evidence
 
@@ -181,14 +186,14 @@ class Reconciler:
             evidence.fold_units(closed, rollout.id, salt, weights)
 
     def _fold_watch(self, evidence: Evidence, rollout: RolloutStatus, rules: LLMService, until: float) -> None:
-        """Shares of failed requests per time bucket against what stable had during the comparison, plus the margin."""
+        """Shares of users with a failed request per time bucket against what stable had during the comparison, plus the margin."""
         promoted = rollout.decided_at or rollout.started_at
         size = max(rules.spec.rollout.look, 1.0)
         if evidence.detector is None:
             before = self._store.traffic(rollout.service, rollout.started_at, promoted, size)
             mine = [bucket for bucket in before if bucket["revision"] == rollout.champion_revision]
-            requests = sum(bucket["requests"] for bucket in mine)
-            rate = sum(bucket["errors"] for bucket in mine) / requests if requests else 0.0
+            users = sum(bucket["units"] for bucket in mine)
+            rate = sum(bucket["units_failed"] for bucket in mine) / users if users else 0.0
             margin = next((g.margin for g in rules.spec.rollout.guardrails if g.metric == "errors"), 0.01)
             # At most alpha false alarms in the whole window: an average run of (buckets / alpha) values.
             buckets = max(2.0, rules.spec.rollout.rollback_window / size)
@@ -198,7 +203,7 @@ class Reconciler:
         if end > started:
             traffic = self._store.traffic(rollout.service, started, end, size)
             shares = [
-                b["errors"] / b["requests"] for b in traffic if b["revision"] == rollout.revision and b["requests"]
+                b["units_failed"] / b["units"] for b in traffic if b["revision"] == rollout.revision and b["units"]
             ]
             evidence.watch(shares, end)
 
@@ -225,7 +230,7 @@ class Reconciler:
         self._store.commit_look(
             _row(rollout, self._spec(sight, rollout)),
             evidence=evidence.to_json() if evidence is not None and (readings or not same) else None,
-            readings=[{**reading, "stage": evidence.stage} for reading in readings] if evidence is not None else (),
+            readings=[{**reading, **_folded(evidence, sight)} for reading in readings] if evidence is not None else (),
             at=sight.now,
             audit=audit,
             route=route,
@@ -256,6 +261,11 @@ def _seen(sight: Sight, decision: Decision, evidence: Evidence | None, view: Evi
     published = next((action.route for action in decision.actions if isinstance(action, PublishRoute)), None)
     readings = [{**reading.to_json(), "stage": evidence.stage} for reading in view.readings] if evidence else []
     return Look(sight.now, published or sight.observed.route, readings)
+
+
+def _folded(evidence: Evidence, sight: Sight) -> dict[str, Any]:
+    """Of which stage a reading is and up to where it was folded, so that a replay can stop at the same place."""
+    return {"stage": evidence.stage, "until": sight.watermark, "judged": evidence.judged}
 
 
 def _row(rollout: RolloutStatus, spec: Mapping[str, Any]) -> RolloutRow:

@@ -67,10 +67,10 @@ class RolloutSummary(_Part):
 class EvidenceStatus(_Part):
     """What one guardrail says now."""
 
-    metric: str = Field(description="The guardrail's metric.")
+    metric: str = Field(description="The metric; of a segment `metric[segment]`, as a goal `goal:metric`.")
     stage: str = Field(description="Stage in which it is measured.")
-    mode: str = Field(description="nonInferior or harmOnly.")
-    margin: float = Field(description="Tolerated worsening.")
+    mode: str = Field(description="nonInferior, harmOnly or goal.")
+    margin: float = Field(description="Tolerated worsening; of a goal the least improvement.")
     estimate: float | None = Field(
         default=None, description="Candidate minus control; relative change where the margin is relative."
     )
@@ -78,7 +78,7 @@ class EvidenceStatus(_Part):
     upper: float | None = Field(default=None, description="Upper bound of the effect, valid at every look at once.")
     e_value: float | None = Field(
         default=None,
-        description="Evidence for what the mode asks: nonInferior not worse than the margin, harmOnly worse.",
+        description="Evidence for what the mode asks: nonInferior not worse than the margin, harmOnly worse, goal improved.",
     )
     threshold: float = Field(description="The e-value that decides.")
     harm_e_value: float | None = Field(
@@ -257,7 +257,7 @@ def _degraded(rollout: RolloutStatus | None, conditions: Sequence[Condition], se
 
 
 _AS_EXPECTED: Final = (reasons.SERVING, reasons.SCALED_TO_ZERO, reasons.ROLLING_TO_CHAMPION)
-_HARMLESS: Final = ("Serving", "Challenger", "EngineFields", "Pinned")
+_HARMLESS: Final = ("Serving", "Challenger", "EngineFields", "Pinned", "Plan")
 """Judged above, gone with the next look, or no harm to anybody served."""
 
 
@@ -344,7 +344,7 @@ def _of_row(row: RolloutRow) -> RolloutSummary:
 
 
 def _evidence(reading: Mapping[str, Any]) -> EvidenceStatus:
-    promoting = reading["mode"] == "nonInferior"
+    promoting = reading["mode"] != "harmOnly"
     return EvidenceStatus(
         metric=reading["metric"],
         stage=reading["stage"],

@@ -5,7 +5,8 @@ Must not reach for anything outside (registry, platform, store): a resource is v
 Field names are camelCase outside and snake_case inside; unknown fields are errors.
 
 resources_engine    how versions are made servable
-resources_rollout   stages, guardrails, judge, freeze windows, notifications
+resources_rollout   stages, judge, freeze windows, notifications
+resources_metrics   metrics, guardrails, goals, segments
 resources_gateway   quotas, content filters, system prompt
 resources_base      what the models share
 """
@@ -21,23 +22,26 @@ from services.rollout.durations import Days
 from services.rollout.resources_base import Resource, cel
 from services.rollout.resources_engine import Engine
 from services.rollout.resources_gateway import Gateway
-from services.rollout.resources_rollout import (
+from services.rollout.resources_metrics import (
+    METRICS,
     RELATIVE,
-    CanaryStep,
-    FreezeWindow,
+    Goal,
     GuardedStage,
     Guardrail,
     Metric,
-    Notification,
-    Rollout,
+    key_of,
+    split_key,
 )
+from services.rollout.resources_rollout import CanaryStep, FreezeWindow, Notification, Rollout
 
 __all__ = [
     "API_VERSION",
+    "METRICS",
     "RELATIVE",
     "CanaryStep",
     "Engine",
     "FreezeWindow",
+    "Goal",
     "GuardedStage",
     "Guardrail",
     "LLMService",
@@ -45,6 +49,8 @@ __all__ = [
     "Notification",
     "Rollout",
     "Spec",
+    "key_of",
+    "split_key",
 ]
 
 API_VERSION: Final = "understudy.dev/v1alpha1"

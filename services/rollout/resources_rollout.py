@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Final, Literal, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from services.rollout.durations import Duration, Lasting
 from services.rollout.resources_base import Label, Resource, SecretVariable, cel, keyed
-
-Metric = Literal["errors", "ttft", "tokensPerSecond", "feedback", "judge"]
-GuardedStage = Literal["rehearsal", "canary"]
+from services.rollout.resources_metrics import METRICS, Goals, GuardedStage, Guardrail, Segment
 
 
 def _seconds(field: str) -> str:
@@ -120,87 +118,6 @@ class Canary(Resource):
         weights = [step.weight for step in self.steps]
         if any(later <= earlier for earlier, later in itertools.pairwise(weights)):
             raise ValueError(f"weights must grow from step to step, not {weights}")
-        return self
-
-
-_STAGES: Final[dict[str, tuple[GuardedStage, ...]]] = {
-    "errors": ("rehearsal", "canary"),
-    "ttft": ("rehearsal", "canary"),
-    "tokensPerSecond": ("rehearsal", "canary"),
-    "feedback": ("canary",),
-    "judge": ("rehearsal",),
-}
-RELATIVE: Final = frozenset({"ttft", "tokensPerSecond"})
-"""Metrics whose margin is a share of stable's value; the others' margins are absolute."""
-
-
-class Guardrail(Resource):
-    """A metric that the candidate must not worsen beyond a margin."""
-
-    model_config = cel(
-        (
-            "self.metric == 'ttft' || self.margin < 1.0",
-            "margin must be below 1: a share of users or points, or a fall of tokensPerSecond",
-            "margin",
-        ),
-        ("!has(self.quantile) || self.metric == 'ttft'", "quantile belongs to the metric ttft", "quantile"),
-        (
-            "!has(self.stages) || self.metric != 'feedback' || !('rehearsal' in self.stages)",
-            "stages: feedback is not measured in rehearsal, no user sees it",
-            "stages",
-        ),
-        (
-            "!has(self.stages) || self.metric != 'judge' || !('canary' in self.stages)",
-            "stages: judge is not measured in canary, only mirrored answers are judged",
-            "stages",
-        ),
-    )
-
-    metric: Metric = Field(
-        description="`errors`: users with a failed request; `ttft`: seconds to the first token; `tokensPerSecond`: mean per user; "
-        "`feedback`: users with a bad mark; `judge`: judged quality of mirrored answers, 0 to 1."
-    )
-    margin: float = Field(
-        gt=0,
-        le=100,
-        description="Tolerated worsening: absolute (0 to 1) for errors, feedback, judge; relative (0.2 is 20 %) for ttft, tokensPerSecond.",
-    )
-    mode: Literal["nonInferior", "harmOnly"] = Field(
-        default="harmOnly",
-        description="`nonInferior`: must be shown within the margin before promotion. `harmOnly`: must not be shown beyond it.",
-    )
-    quantile: float | None = Field(default=None, gt=0, lt=1, description="For ttft: which quantile; default 0.95.")
-    stages: tuple[GuardedStage, ...] = Field(
-        default=(), max_length=2, description="Stages that watch it; default: all that measure it."
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _defaults(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        filled = dict(data)
-        if not filled.get("stages") and filled.get("metric") in _STAGES:
-            filled["stages"] = _STAGES[filled["metric"]]
-        if filled.get("metric") == "ttft" and filled.get("quantile") is None:
-            filled["quantile"] = 0.95
-        return filled
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.metric not in RELATIVE and self.margin >= 1:
-            raise ValueError(
-                f"the margin of {self.metric} is a share of users or points and must be below 1, not {self.margin}"
-            )
-        if self.metric == "tokensPerSecond" and self.margin >= 1:
-            raise ValueError("a margin of 1 or more allows tokensPerSecond to fall to nothing")
-        if self.quantile is not None and self.metric != "ttft":
-            raise ValueError(f"quantile belongs to ttft, not to {self.metric}")
-        wrong = [stage for stage in self.stages if stage not in _STAGES[self.metric]]
-        if wrong:
-            raise ValueError(
-                f"{self.metric} is not measured in stage {wrong[0]}; it is in {', '.join(_STAGES[self.metric])}"
-            )
         return self
 
 
@@ -377,9 +294,18 @@ class Rollout(Resource):
     guardrails: tuple[Guardrail, ...] = Field(
         default_factory=_production_guardrails,
         min_length=1,
-        max_length=len(_STAGES),
+        max_length=len(METRICS),
         json_schema_extra=keyed("metric"),
         description="What must not become worse; each metric once.",
+    )
+    goals: Goals | None = Field(
+        default=None, description="What must have improved before promotion; none: not to be worse is enough."
+    )
+    segments: tuple[Segment, ...] = Field(
+        default=(),
+        max_length=10,
+        json_schema_extra=keyed("name"),
+        description="Users whom every guardrail protects beside all users together. Each shares the level of false aborts.",
     )
     hold_timeout: Duration = Field(
         default=86_400.0, ge=0, description="Time a held rollout keeps its weight before it falls to 0."
@@ -409,6 +335,9 @@ class Rollout(Resource):
         twice = sorted({metric for metric in metrics if metrics.count(metric) > 1})
         if twice:
             raise ValueError(f"guardrails name {twice[0]} twice")
+        names = [segment.name for segment in self.segments]
+        if len(set(names)) < len(names):
+            raise ValueError("segments name one twice")
         if "judge" in metrics and self.judge is None:
             raise ValueError("a judge guardrail needs `judge`")
         if not any(guardrail.mode == "nonInferior" for guardrail in self.guarded("canary")):

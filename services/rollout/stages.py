@@ -5,10 +5,15 @@ Order within a look: evidence that is void, then harm, then people (pause), then
 
 from __future__ import annotations
 
-from services.evidence import Reading, combine
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from services.evidence import Reading, combine, combine_goals
 from services.rollout import gatecheck, reasons
 from services.rollout.deliberation import Deliberation
 from services.rollout.engines import await_candidate, covers, shares_stable
+from services.rollout.forecast import forecast
+from services.rollout.resources import split_key
 from services.rollout.serving import in_force
 
 
@@ -69,9 +74,7 @@ def rehearsal(d: Deliberation) -> None:
             d.emit("rehearsal", reasons.REHEARSAL_PASSED, f"{counts.pairs} pairs show no harm", d.readings())
             _enter_step(d, 0)
         return
-    waiting = f"{counts.pairs} of {rules.min_pairs} pairs, {elapsed:.0f} of {rules.min_duration:.0f} s"
-    if unproven:
-        waiting += f"; not yet shown: {', '.join(unproven)}"
+    waiting = _lacking(d, f"{counts.pairs} of {rules.min_pairs} pairs", unproven)
     if elapsed >= rules.max_duration:
         hold(d, reasons.REHEARSAL_INCONCLUSIVE, f"the rehearsal's time is up with {waiting}")
         return
@@ -90,8 +93,9 @@ def canary(d: Deliberation) -> None:
     last = d.rollout.step == len(steps) - 1
     users = min(counts.step_control, counts.step_candidate)
     minimums = elapsed >= rules.min_duration and users >= rules.min_units
-    combined = combine(d.evidence.readings)
-    if minimums and (not last or combined.promotable):
+    combined, goal = combine(d.evidence.readings), _goals(d)
+    lacking = (*combined.unproven, *([goal.lacking] if goal.lacking else ())) if last else ()
+    if minimums and (not last or (combined.promotable and not lacking)):
         if rules.approval and d.rollout.step not in d.rollout.approved:
             _await_approval(
                 d, f"step {d.rollout.step + 1} of {len(steps)} has passed and waits for a person's approval"
@@ -99,7 +103,7 @@ def canary(d: Deliberation) -> None:
         elif _frozen(d):
             return
         elif last:
-            _promote(d)
+            _promote(d, goal.shown)
         elif covers(d, steps[d.rollout.step + 1].weight):
             d.emit(
                 "step",
@@ -109,13 +113,37 @@ def canary(d: Deliberation) -> None:
             )
             _enter_step(d, d.rollout.step + 1)
         return
-    waiting = f"{users} of {rules.min_units} users an arm, {elapsed:.0f} of {rules.min_duration:.0f} s"
-    if last and combined.unproven:
-        waiting += f"; not yet shown: {', '.join(combined.unproven)}"
+    waiting = _lacking(d, f"{users} of {rules.min_units} users an arm", lacking)
     if elapsed >= rules.max_duration:
         hold(d, reasons.STEP_INCONCLUSIVE, f"the time of step {d.rollout.step + 1} is up with {waiting}")
         return
     d.wait(reasons.AWAITING_EVIDENCE, waiting)
+
+
+def _lacking(d: Deliberation, counted: str, unproven: Iterable[str]) -> str:
+    """What is missing, and when it would be there at today's traffic."""
+    text = forecast(d.rules, d.rollout, d.evidence.readings, d.elapsed or 0.0, d.observed.users_per_day)
+    rest = [name for name in unproven if text is None or name not in text]
+    return "; not yet shown: ".join([text or counted, *([", ".join(rest)] if rest else [])])
+
+
+class _Goals(NamedTuple):
+    lacking: str
+    """What of the goals is not shown, in words."""
+    shown: str
+
+
+def _goals(d: Deliberation) -> _Goals:
+    """Whether an improvement is shown where one is asked for."""
+    asked = d.rules.spec.rollout.goals
+    if asked is None:
+        return _Goals("", "")
+    found = combine_goals(d.evidence.readings, d.rules.spec.rollout.alpha, asked.combination)
+    names = ", ".join(goal.metric for goal in asked.metrics)
+    if not found.reached:
+        return _Goals(f"an improvement in {names}", "")
+    improved = ", ".join(split_key(key)[0] for key in found.improved) or f"{names} together"
+    return _Goals("", f"; shown improved: {improved}")
 
 
 def _await_approval(d: Deliberation, message: str) -> None:
@@ -131,13 +159,17 @@ def _frozen(d: Deliberation) -> bool:
     return d.frozen is not None
 
 
-def _promote(d: Deliberation) -> None:
+def _promote(d: Deliberation, improved: str) -> None:
     aliases = d.observed.aliases
     if aliases is None or not aliases.fresh:
         d.wait(reasons.AWAITING_REGISTRY, "the registry cannot be reached; promotion waits for it")
     elif d.candidate is not None and covers(d, 100):
         shown = ", ".join(r.metric for r in d.evidence.readings if r.mode == "nonInferior")
-        d.promote(reasons.PROMOTED, f"shown not worse beyond the margins: {shown}; nothing shown harmful", d.candidate)
+        d.promote(
+            reasons.PROMOTED,
+            f"shown not worse beyond the margins: {shown}; nothing shown harmful{improved}",
+            d.candidate,
+        )
 
 
 def hold(d: Deliberation, reason: str, message: str) -> None:
@@ -173,7 +205,8 @@ def _waits_for_person(d: Deliberation) -> bool:
         if d.now - rollout.held_since >= d.rules.spec.rollout.hold_timeout and rollout.weight > 0:
             d.change(weight=0.0, reason=reasons.HOLD_EXPIRED)
             d.emit("hold", reasons.HOLD_EXPIRED, "nobody decided; all users are back on stable")
-        d.wait(rollout.reason, "held: promote, abort or resume")
+        lacking = forecast(d.rules, rollout, d.evidence.readings, d.elapsed or 0.0, d.observed.users_per_day)
+        d.wait(rollout.reason, f"held: promote, abort or resume{f'; {lacking}' if lacking else ''}")
         return True
     if d.paused:
         d.wait(reasons.PAUSED, f"paused by {rollout.paused_by}")
@@ -187,22 +220,18 @@ def _void_or_harmful(d: Deliberation) -> bool:
         d.finish("error", reasons.ASSIGNMENT_FAULT if evidence.assignment else reasons.EVIDENCE_FAULT, evidence.fault)
         return True
     if evidence.ratio is not None and evidence.ratio.rejected:
-        counts = d.rollout.counts
-        d.finish(
-            "error",
-            reasons.SAMPLE_RATIO_MISMATCH,
-            f"{counts.users_control} users in control against {counts.users_candidate} in candidate cannot be chance: "
-            f"e-value {evidence.ratio.e_value:.3g} reaches {evidence.ratio.threshold:.3g}",
-        )
+        reached = f"e-value {evidence.ratio.e_value:.3g} reaches {evidence.ratio.threshold:.3g}"
+        d.finish("error", reasons.SAMPLE_RATIO_MISMATCH, f"{evidence.ratio.message}: {reached}")
         return True
     harmful = next((reading for reading in evidence.readings if reading.harmful), None)
     if harmful is not None:
-        d.finish("abort", reasons.HARM[harmful.metric], describe(harmful), metric=harmful.metric)
+        metric, _ = split_key(harmful.metric)
+        d.finish("abort", reasons.HARM[metric], describe(harmful), metric=harmful.metric)
     return harmful is not None
 
 
 def describe(reading: Reading) -> str:
-    """One sentence on a harmful reading, with its numbers."""
+    """One sentence on a harmful reading: estimate, bound, margin, users, and the level that was spent on the finding."""
 
     def number(value: float | None) -> str:
         return "unknown" if value is None else f"{value:.3g}"
@@ -212,9 +241,13 @@ def describe(reading: Reading) -> str:
             return "unknown"
         return f"{value:+.0%}" if reading.relative else f"{value:+.3f}"
 
+    metric, segment = split_key(reading.metric)
     bound = reading.lower if reading.direction == "lower" else reading.upper
     margin = f"{reading.margin:.0%}" if reading.relative else f"{reading.margin:g}"
+    evidence = f", e-value {reading.e_harm:.3g}" if reading.e_harm is not None else ""
+    where = f" of segment {segment}" if segment else ""
     return (
-        f"{reading.metric}: candidate {number(reading.candidate)} against {number(reading.control)}, change {change(reading.effect)} "
-        f"(surely beyond {change(bound)}), margin {margin}; {reading.n_candidate} and {reading.n_control} users"
+        f"{metric}{where}: candidate {number(reading.candidate)} against {number(reading.control)}, "
+        f"change {change(reading.effect)} (surely beyond {change(bound)}), margin {margin}; "
+        f"{reading.n_candidate} and {reading.n_control} users; level {1 / reading.harm_threshold:.2g}{evidence}"
     )

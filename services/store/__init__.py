@@ -6,6 +6,7 @@ routing.py        routes, leases               judging.py       material for the
 closing.py        units and pairs that closed  rollouts.py      rollouts, evidence, audit, commands
 history.py        baseline, series             housekeeping.py  erasure, retention
 standing.py       where a service stands: all of it that a look begins with
+usage.py          users in time, for plans
 schema.py         tables                       migration.py, migrations/
 database.py       transactions, dialects       errors.py        what it raises
 records.py, rows.py   what goes in and comes out

@@ -9,7 +9,20 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Float, Select, and_, exists, func, literal_column, or_, select, tuple_
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Float,
+    Select,
+    Table,
+    and_,
+    exists,
+    func,
+    literal_column,
+    or_,
+    select,
+    tuple_,
+)
 
 from services.store.database import Database
 from services.store.recording import (
@@ -39,8 +52,12 @@ class Closing:
 
     _database: Database
 
-    def closed_units(self, rollout: str, after: Cursor, until: float, limit: int = 20_000) -> list[ClosedUnit]:
-        """Units with `after` < (closes_at, unit) and closes_at <= `until`, in that order, at most `limit`."""
+    def closed_units(
+        self, rollout: str, after: Cursor, until: float, limit: int = 20_000, as_of: float | None = None
+    ) -> list[ClosedUnit]:
+        """Units with `after` < (closes_at, unit) and closes_at <= `until`, in that order, at most `limit`. `as_of`: by the rows that were
+        stored at that time, for a replay.
+        """
         page = (
             select(*EXPOSURE_COLUMNS)
             .where(
@@ -49,6 +66,7 @@ class Closing:
                 >= after[0],  # implied by the next; PostgreSQL's planner can estimate only this one
                 tuple_(exposures.c.closes_at, exposures.c.unit) > after,
                 exposures.c.closes_at <= until,
+                *_stored(exposures, as_of),
             )
             .order_by(exposures.c.closes_at, exposures.c.unit)
             .limit(limit)
@@ -57,23 +75,29 @@ class Closing:
             units = [exposure(row) for row in connection.execute(page)]
             if not units:
                 return []
-            requests = _requests_of(connection, page)
-            said = _feedback_on(connection, page)
+            requests = _requests_of(connection, page, as_of)
+            said = _feedback_on(connection, page, as_of)
         return [_closed(unit, requests[unit.unit], said) for unit in units]
 
     def mirrored_pairs(
-        self, rollout: str, after: Cursor, until: float, settle: float, limit: int = 20_000
+        self,
+        rollout: str,
+        after: Cursor,
+        until: float,
+        settle: float,
+        limit: int = 20_000,
+        as_of: float | None = None,
     ) -> list[MirroredPair]:
-        """Pairs with `after` < (closes_at, pair) and closes_at <= `until`, in that order, at most `limit`.
+        """Pairs with `after` < (closes_at, pair) and closes_at <= `until`, in that order, at most `limit`. `as_of` as for `closed_units`.
 
         closes_at is the earliest started_at of the pair's rows plus `settle` seconds, which must not change during a rollout.
         """
-        page = _pairs_page(rollout, after, until, settle, limit)
+        page = _pairs_page(rollout, after, until, settle, limit, as_of)
         named = page.subquery()
         query = (
             select(*OBSERVATION_COLUMNS)
             .select_from(named.join(observations, observations.c.pair == named.c.pair))
-            .where(_MIRRORED)
+            .where(_MIRRORED, *_stored(observations, as_of))
             .order_by(observations.c.started_at, observations.c.request_id, observations.c.attempt)
         )
         with self._database.read() as connection:
@@ -129,7 +153,12 @@ def _of_closed_unit(request: Any, rollout: str, watermark: float) -> ColumnEleme
     )
 
 
-def _requests_of(connection: Connection, page: Select[Any]) -> dict[str, list[Observation]]:
+def _stored(table: Table, as_of: float | None) -> list[ColumnElement[bool]]:
+    """No condition where everything counts: what every look asks must stay what the indexes were made for."""
+    return [] if as_of is None else [table.c.stored_at <= as_of]
+
+
+def _requests_of(connection: Connection, page: Select[Any], as_of: float | None) -> dict[str, list[Observation]]:
     """Per unit of the page, its live and counted rows within the horizon, by time."""
     units = page.subquery()
     mine = and_(
@@ -141,7 +170,7 @@ def _requests_of(connection: Connection, page: Select[Any]) -> dict[str, list[Ob
     query = (
         select(*OBSERVATION_COLUMNS)
         .select_from(units.join(observations, mine))
-        .where(_LIVE, observations.c.counted)
+        .where(_LIVE, observations.c.counted, *_stored(observations, as_of))
         .order_by(observations.c.started_at, observations.c.request_id, observations.c.attempt)
     )
     found: defaultdict[str, list[Observation]] = defaultdict(list)
@@ -150,7 +179,7 @@ def _requests_of(connection: Connection, page: Select[Any]) -> dict[str, list[Ob
     return found
 
 
-def _feedback_on(connection: Connection, page: Select[Any]) -> dict[str, list[Feedback]]:
+def _feedback_on(connection: Connection, page: Select[Any], as_of: float | None) -> dict[str, list[Feedback]]:
     """Per request of the page's units, the feedback given before the unit closed, by time."""
     units = page.subquery()
     mine = and_(
@@ -163,7 +192,7 @@ def _feedback_on(connection: Connection, page: Select[Any]) -> dict[str, list[Fe
     query = (
         select(*FEEDBACK_COLUMNS)
         .select_from(units.join(observations, mine).join(feedback, said))
-        .where(_LIVE, observations.c.counted)
+        .where(_LIVE, observations.c.counted, *_stored(observations, as_of), *_stored(feedback, as_of))
         .order_by(feedback.c.at, feedback.c.id)
     )
     found: defaultdict[str, dict[str, Feedback]] = defaultdict(dict)
@@ -177,9 +206,11 @@ def _closed(unit: Exposure, requests: list[Observation], said: dict[str, list[Fe
     return ClosedUnit(unit, tuple(requests), tuple(sorted(about.values(), key=lambda f: (f.at, f.id))))
 
 
-def _pairs_page(rollout: str, after: Cursor, until: float, settle: float, limit: int) -> Select[Any]:
+def _pairs_page(
+    rollout: str, after: Cursor, until: float, settle: float, limit: int, as_of: float | None
+) -> Select[Any]:
     """(pair, closes_at) of the pairs whose earliest row lies in the window."""
-    here = and_(_MIRRORED, observations.c.rollout == rollout)
+    here = and_(_MIRRORED, observations.c.rollout == rollout, *_stored(observations, as_of))
     begin, end = after[0] - settle - _ROUNDING, until - settle + _ROUNDING
     grouped = (
         select(observations.c.pair, func.min(observations.c.started_at).label("first_at"))

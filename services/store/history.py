@@ -164,7 +164,11 @@ class History:
             return [(row.started_at, row.ttft) for row in connection.execute(query)]
 
     def traffic(self, service: str, since: float, until: float, bucket_seconds: float) -> list[Mapping[str, Any]]:
-        """Live requests of a service started in [since, until), by bucket and revision: {at, revision, requests, errors}."""
+        """Live requests of a service started in [since, until), by bucket and revision.
+
+        Returns:
+            {at, revision, requests, errors, units, units_failed}: `units` asked in the bucket, of whom `units_failed` had an error.
+        """
         number = func.floor(observations.c.started_at / bucket_seconds, type_=Float(53))
         query = (
             select(
@@ -172,6 +176,8 @@ class History:
                 observations.c.revision,
                 func.count().label("requests"),
                 func.sum(case((_FAILED, 1), else_=0)).label("errors"),
+                func.count(observations.c.unit.distinct()).label("units"),
+                func.count(case((_FAILED, observations.c.unit)).distinct()).label("units_failed"),
             )
             .where(
                 observations.c.service == service,
@@ -189,6 +195,8 @@ class History:
                     "revision": row.revision,
                     "requests": int(row.requests),
                     "errors": int(row.errors),
+                    "units": int(row.units),
+                    "units_failed": int(row.units_failed),
                 }
                 for row in connection.execute(query)
             ]

@@ -67,9 +67,13 @@ class Recording:
         """The live attempt whose answer the client got (the last one), or None; for feedback that came to another gateway."""
         return self._first_observation(observations.c.request_id == request_id, observations.c.kind == "live")
 
-    def assignment_faults(self, rollout: str) -> int:
-        """Exposures of this rollout that contradict the unit's first one (another arm); any is a fault of the assignment."""
+    def assignment_faults(self, rollout: str, as_of: float | None = None) -> int:
+        """Exposures of this rollout that contradict the unit's first one (another arm); any is a fault of the assignment. `as_of`: those
+        until then, for a replay.
+        """
         query = select(assignment_faults.c.unit).where(assignment_faults.c.rollout == rollout)
+        if as_of is not None:
+            query = query.where(assignment_faults.c.at <= as_of)
         with self._database.read() as connection:
             return len(connection.execute(query).all())
 

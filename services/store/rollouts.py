@@ -81,7 +81,9 @@ class Rollouts:
         return found
 
     def readings(self, rollout: str) -> list[Mapping[str, Any]]:
-        """What each look read of each metric, oldest first: {at, stage, step, metric, and the reading's own fields}."""
+        """What each look read of each metric, oldest first: {at, stage, step, metric, until and judged (the watermark and
+        the judgement that were folded up to), and the reading's own fields}.
+        """
         query = (
             select(readings.c.document)
             .where(readings.c.rollout == rollout)

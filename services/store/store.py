@@ -17,9 +17,10 @@ from services.store.rollouts import Rollouts
 from services.store.routing import Routing
 from services.store.standing import Standings
 from services.store.streams import Streams
+from services.store.usage import Usage
 
 
-class Store(Recording, Streams, Routing, Closing, Judging, Rollouts, Standings, History, Housekeeping):
+class Store(Recording, Streams, Routing, Closing, Judging, Rollouts, Standings, History, Usage, Housekeeping):
     """One database. Thread-safe; several processes may have it open.
 
     Every method raises StoreUnavailable (repeat later), StoreCorrupt, SchemaMismatch, or plain StoreError where a row is refused.

@@ -80,3 +80,14 @@ def test_shown_safe_and_not_enough_users() -> None:
 )
 def test_messages_become_sentences_and_names_stay(said: str, text: str) -> None:
     assert narrative.sentence(said) == text
+
+
+def test_segments_and_goals_have_the_metrics_words() -> None:
+    assert narrative.metric_of("ttft[enterprise]").label == "time to first token in segment enterprise"
+    assert narrative.value_text("goal:duration", 12.34) == "12.3 s"
+    goal = {**reading("goal:rating"), "mode": "goal", "direction": "higher", "margin": 0.2, "harmful": False}
+    goal |= {"e_promote": 30.0, "promote_threshold": 20.0}
+    assert narrative.judged_text({**goal, "improved": True}) == (
+        "As a goal: better by +0.2 or more is shown (e-value 30; 20 is needed)."
+    )
+    assert "is not shown yet" in narrative.judged_text(goal)

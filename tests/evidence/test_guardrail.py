@@ -44,14 +44,16 @@ def _value(plan: GuardrailPlan, x: float) -> float:
 
 @st.composite
 def streams(draw: st.DrawFn, plan: GuardrailPlan) -> list[UnitValue]:
-    """Up to 150 units; ties in closing time, steps that rise, arms and values at random."""
-    units = draw(st.lists(st.tuples(st.booleans(), st.floats(0, 1), st.integers(0, 2)), min_size=1, max_size=150))
+    """Up to 150 units; ties in closing time, steps that rise, arms and values at random, a past for some."""
+    row = st.tuples(st.booleans(), st.floats(0, 1), st.integers(0, 2), st.none() | st.floats(0, 1))
+    units = draw(st.lists(row, min_size=1, max_size=150))
     clock, made = 0.0, []
-    for i, (candidate, x, wait) in enumerate(units):
+    for i, (candidate, x, wait, before) in enumerate(units):
         clock += wait * 2
+        past = None if before is None else 1 + 4 * before if plan.kind == "boundedMean" else before
         arm: Arm = "candidate" if candidate else "control"
         step = i * plan.steps // len(units)
-        made.append(UnitValue(f"u{i:04d}", arm, clock, clock + 60, step, _value(plan, x)))
+        made.append(UnitValue(f"u{i:04d}", arm, clock, clock + 60, step, _value(plan, x), past))
     return made
 
 
@@ -85,6 +87,35 @@ def test_a_unit_seen_again_is_counted_and_changes_nothing(metric: str, data: st.
 
 
 @pytest.mark.parametrize("metric", PLANS)
+def test_a_unit_repeated_within_a_look_counts_once(metric: str) -> None:
+    plan = PLANS[metric]
+    units = [
+        UnitValue(f"{i:03d}", "candidate" if i % 3 else "control", i, i + 60, 0, _value(plan, i % 7 / 7))
+        for i in range(50)
+    ]
+    once, twice = Guardrail(plan), Guardrail(plan)
+    once.update(units)
+    twice.update([*units[::-1], *units[10:20]])
+    assert twice.reading() == replace(once.reading(), excluded={"duplicate": 10})
+
+
+def test_what_is_remembered_does_not_depend_on_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A unit that closed long ago is refused by its order, and one that comes back under a new time is a new unit."""
+    monkeypatch.setattr("services.evidence.state.MEMORY", 20)
+    units = [replace(UNIT, unit=f"{i:03d}", closes_at=60.0 + i) for i in range(50)]
+    back = [replace(UNIT, unit="003", closes_at=120.0), replace(UNIT, unit="045", closes_at=121.0)]
+    whole, pieces = Guardrail(RATE), Guardrail(RATE)
+    whole.update([*units, *back])
+    for value in [*units, *back]:
+        pieces.update([value])
+    assert whole.to_json() == pieces.to_json()
+    assert whole.reading().excluded == {"duplicate": 1}
+    with pytest.raises(ClockFault):
+        whole.update([units[7]])
+    assert len(json.dumps(whole.to_json()["seen"])) < 500
+
+
+@pytest.mark.parametrize("metric", PLANS)
 def test_readings_are_strict_json_at_every_point(metric: str) -> None:
     guardrail = Guardrail(PLANS[metric])
     for i in range(40):
@@ -104,6 +135,9 @@ def test_readings_are_strict_json_at_every_point(metric: str) -> None:
         (MEAN, {"value": -1.0}, ValueFault),
         (QUANTILE, {"value": math.nan}, ValueFault),
         (QUANTILE, {"value": -0.1}, ValueFault),
+        (RATE, {"past": 1.1}, ValueFault),
+        (RATE, {"past": math.nan}, ValueFault),
+        (MEAN, {"past": math.inf}, ValueFault),
         (RATE, {"arm": "stable"}, ValueFault),
         (RATE, {"step": 3}, ValueFault),
         (RATE, {"closes_at": -1.0}, ClockFault),
@@ -154,7 +188,7 @@ def test_a_plan_that_contradicts_itself_is_refused(plan: GuardrailPlan, change: 
 
 def test_state_of_another_version_or_damaged_is_refused() -> None:
     state = Guardrail(RATE).to_json()
-    for damaged in ({**state, "version": 2}, {}, {**state, "evidence": {}}, {**state, "seen": []}):
+    for damaged in ({**state, "version": 1}, {}, {**state, "evidence": {}}, {**state, "seen": []}):
         with pytest.raises(StateFault):
             Guardrail.from_json(damaged)
 

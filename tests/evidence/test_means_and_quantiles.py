@@ -1,11 +1,23 @@
 """Error rates and power of the confidence sequences, by seeded simulation at moderate spread (lognormal, σ = 0.4)."""
 
+import math
 from typing import Literal
 
 import numpy as np
 import pytest
 
-from services.evidence import Guardrail, GuardrailPlan, Moments, UnitValue, quantile_ranks, relative_interval
+from services.evidence import (
+    Guardrail,
+    GuardrailPlan,
+    Moments,
+    UnitValue,
+    asymptotic_halfwidth,
+    quantile_ab_pvalue,
+    quantile_ranks,
+    relative_interval,
+)
+from services.evidence.means import log_asymptotic_e
+from services.evidence.quantiles import Bins, Sample, log_ratio_evidence
 from services.evidence.summaries import Arm
 
 
@@ -23,12 +35,14 @@ def _verdicts(plan: GuardrailPlan, ratio: float, units: int, runs: int) -> tuple
         rng = np.random.default_rng(seed)
         values = np.exp(0.4 * rng.standard_normal(units))
         guardrail, ever = Guardrail(plan), False
-        for i, value in enumerate(values):
-            arm: Arm = "candidate" if i % 2 else "control"
-            scale = ratio if i % 2 else 1.0
-            step = i * plan.steps // units
-            guardrail.update([UnitValue(f"{i:05d}", arm, i, i + 60, step, float(value * scale))])
-            ever = ever or (i % 20 == 0 and guardrail.reading().non_inferior)
+        arms: tuple[Arm, Arm] = ("control", "candidate")
+        made = [
+            UnitValue(f"{i:05d}", arms[i % 2], i, i + 60, i * plan.steps // units, float(value * (1, ratio)[i % 2]))
+            for i, value in enumerate(values)
+        ]
+        for start in range(0, units, 20):
+            guardrail.update(made[start : start + 20])
+            ever = ever or guardrail.reading().non_inferior
         harmful += guardrail.reading().harmful
         passed += ever
     return harmful, passed
@@ -54,6 +68,47 @@ def test_quantile_coverage_at_all_times_at_once() -> None:
         below = (rng.random((4000, 600)) < quantile).cumsum(axis=1)
         missed = ((below < ranks[:, 0]) | (below >= ranks[:, 1])).any(axis=1)
         assert missed.mean() <= 0.05
+
+
+def _samples(control: np.ndarray, candidate: np.ndarray, quantile: float) -> tuple[Sample, Sample]:
+    bins = Bins(1.0)
+    counts = [np.bincount(bins.places(x), minlength=bins.count) for x in (control, candidate)]
+    return Sample(counts[0], quantile, 0.05), Sample(counts[1], quantile, 0.05)
+
+
+def test_the_product_of_the_arms_agrees_with_the_unbinned_test() -> None:
+    """Binning may only take evidence away, and little of it."""
+    rng = np.random.default_rng(1)
+    control, candidate = (shift * np.exp(0.4 * rng.standard_normal(400)) for shift in (1.0, 1.3))
+    binned = log_ratio_evidence(*_samples(control, candidate, 0.5), shift=0)
+    exact = -math.log(quantile_ab_pvalue(control.tolist(), candidate.tolist(), 0.5, 0.05, tuned_for=120))
+    assert 0.9 * exact < binned <= exact + 1e-9
+    assert log_ratio_evidence(*_samples(candidate, control, 0.5), shift=0) < 0
+
+
+@pytest.mark.parametrize("quantile", [0.5, 0.95])
+def test_evidence_on_a_ratio_is_rarely_wrong(quantile: float) -> None:
+    """At the margin itself, looked at often: the product of both arms reaches 20 in at most 5 % of runs."""
+    wrong = 0
+    for seed in range(60):
+        control, candidate = np.exp(0.4 * np.random.default_rng(seed).standard_normal((2, 600)))
+        looks = [_samples(control[:n], candidate[:n], quantile) for n in range(40, 600, 80)]
+        wrong += any(log_ratio_evidence(*samples, shift=0) >= math.log(20) for samples in looks)
+    assert wrong <= 7  # 3 expected at most; more than 7 has probability 1 %
+
+
+def test_an_infinite_quantile_is_at_least_any_multiple_of_another() -> None:
+    """Both arms never answer: candidate = 0.8 · control holds between infinities, so nothing is shown either way."""
+    endless = np.full(400, math.inf)
+    for shift in (-100, 0, 100):
+        assert log_ratio_evidence(*_samples(endless, endless, 0.5), shift) <= 0
+    assert log_ratio_evidence(*_samples(np.ones(400), endless, 0.5), 100) > math.log(20)
+
+
+def test_asymptotic_evidence_is_the_sequence_read_the_other_way() -> None:
+    half = asymptotic_halfwidth(4.0, 500, 0.02, sides=1)
+    assert log_asymptotic_e(1.0, 4.0, 500, 1.0 - half, 0.02) == pytest.approx(-math.log(0.02))
+    assert log_asymptotic_e(1.0, 4.0, 500, 1.1, 0.02) == -math.inf
 
 
 def test_extreme_quantiles_need_many_units() -> None:

@@ -1,11 +1,11 @@
-"""Error rates and power of the bets, by seeded simulation: many rollouts at once, one row of `AdaptiveBets` each."""
+"""Error rates and power of the bets, by seeded simulation: many rollouts at once."""
 
 import math
 
 import numpy as np
 import pytest
 
-from services.evidence import AdaptiveBets, Guardrail, GuardrailPlan, UnitValue, design_bets
+from services.evidence import Guardrail, GuardrailPlan, UnitValue, adaptive_bets, design_bets
 from services.evidence.summaries import Arm
 
 LEVEL = math.log(20)
@@ -16,14 +16,19 @@ def _first_crossing(
 ) -> np.ndarray:
     """Pairs until non-inferiority is first seen in each run, inf where never."""
     rng = np.random.default_rng(20261)
-    bets, design = AdaptiveBets(np.array([margin]), runs), np.zeros(runs)
+    count, total, squares = 0, np.zeros(runs), np.zeros(runs)
+    adaptive, design = np.zeros(runs), np.zeros(runs)
     constant = 0.0 if prior is None else float(design_bets(prior, np.array([margin]))[0])
     stopped = np.full(runs, np.inf)
     for t in range(1, pairs + 1):
         difference = (rng.random(runs) < candidate).astype(float) - (rng.random(runs) < control)
-        bets.update(difference[:, np.newaxis])
+        if t - count - 1 >= count // 16:  # the bets stand for blocks, as in `Bettor`
+            count, known = t - 1, (total.copy(), squares.copy())
+            bets = adaptive_bets(np.array(margin), count, *known)
+        adaptive += np.log1p(bets * (margin - difference))
         design += np.log1p(constant * (margin - difference))
-        adaptive = bets.log_wealth[:, 0]
+        total += difference
+        squares += difference**2
         log_e = adaptive if prior is None else np.logaddexp(adaptive, design) - math.log(2)
         stopped[np.isinf(stopped) & (log_e >= LEVEL)] = t
     return stopped

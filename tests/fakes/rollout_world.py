@@ -35,6 +35,7 @@ from services.rollout.observed import (
     Refusal,
     VersionInfo,
 )
+from services.rollout.planning import Caution
 from services.rollout.platforms.base import RevisionState
 from services.rollout.resources import LLMService
 from services.rollout.scaling import FirstTokens
@@ -112,6 +113,8 @@ class World:
         self.scaled: list[tuple[str, tuple[int, int]]] = []
         self.quiet = False
         self.first_tokens: FirstTokens | None = None
+        self.caution: Caution | None = None
+        self.users_per_day: float | None = None
         self._status = ServiceStatus()
         self._seen: Aliases | None = None
         self.version("1")
@@ -147,6 +150,8 @@ class World:
             engines=None if self.platform_away else dict(self.engines),
             quiet=self.quiet,
             first_tokens=self.first_tokens,
+            caution=self.caution,
+            users_per_day=self.users_per_day,
             pinned={v: self.versions.get(v) for v in self.service.spec.model.pinned if not self.registry_away},
             refused=self.refused,
             evaluations=evaluations,

@@ -144,7 +144,23 @@ def _demo() -> dict[str, Any]:
     return next(document for document in documents if document["kind"] == "LLMService")
 
 
-@pytest.mark.parametrize("resource", [LEAST, _demo()], ids=["least", "demo"])
+WATCHED: dict[str, Any] = {
+    **LEAST,
+    "spec": {
+        **LEAST["spec"],
+        "rollout": {
+            "guardrails": [
+                {"metric": "errors", "margin": 0.1, "mode": "nonInferior"},
+                {"metric": "rating", "margin": 0.5},
+            ],
+            "goals": {"metrics": [{"metric": "duration"}, {"metric": "rating", "improvement": 0.2}]},
+            "segments": [{"name": "enterprise", "tenants": ["acme"]}],
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("resource", [LEAST, _demo(), WATCHED], ids=["least", "demo", "watched"])
 def test_what_the_api_server_fills_in_is_what_the_models_fill_in(resource: dict[str, Any]) -> None:
     filled = complete(ROOT, resource)
     assert list(mistakes(ROOT, filled)) == []
@@ -198,6 +214,10 @@ def test_what_is_open_passes_through_untouched() -> None:
         ({"rollout": {"judge": {"kind": "exactMatch", "references": "r", "apiKeyEnv": "PATH"}}}, ".spec.rollout.judge.apiKeyEnv"),
         ({"rollout": {"freezeWindows": [{"from": "24:30", "to": "01:00"}]}}, ".spec.rollout.freezeWindows[0].from"),
         ({"rollout": {"notifications": [{"name": "a", "url": "ftp://a"}]}}, ".spec.rollout.notifications[0].url"),
+        ({"rollout": {"goals": {"metrics": []}}}, ".spec.rollout.goals.metrics"),
+        ({"rollout": {"goals": {"combination": "all", "metrics": [{"metric": "ttft"}]}}}, ".spec.rollout.goals.combination"),
+        ({"rollout": {"segments": [{"name": "A", "tenants": ["a"]}]}}, ".spec.rollout.segments[0].name"),
+        ({"rollout": {"segments": [{"name": "a", "tenants": []}]}}, ".spec.rollout.segments[0].tenants"),
         ({"retention": {"observations": "36h"}}, ".spec.retention.observations"),
         ({"retention": {"observations": "0d"}}, ".spec.retention.observations"),
     ],

@@ -1,119 +1,53 @@
-"""Decisions as a table: what is so when a look is taken, which verdict falls, for which reason, in which stage. docs/concepts/verdicts.md
-repeats this table; `test_document` sees to it that no reason is missing there.
-"""
+"""What follows from decisions over several looks: steps, holds, pauses, commands, the registry. The single look is in `test_verdicts`."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from services.rollout import reasons
 from services.rollout.decide import decide
-from services.rollout.observed import Evaluation, EvidenceView, Ratio, Refusal
+from services.rollout.observed import Evaluation, EvidenceView, Refusal
 from services.rollout.platforms.base import RevisionState
-from services.store import Command
 from tests.fakes.rollout_world import RIGHT, SHOWN, World, reading, service
-
-WRONG = Evaluation("data", {f"item-{i}": False for i in range(100)})
-OTHER = Evaluation("other", {f"item-{i}": True for i in range(100)})
-
-
-def _evaluated(evaluation: Evaluation | None) -> Callable[[World], None]:
-    return lambda world: world.evaluations.update({"2": evaluation})
-
-
-def _harm(metric: str) -> Callable[[World], None]:
-    def set_up(world: World) -> None:
-        world.evidence = EvidenceView(readings=(reading("other"), reading(metric, harmful=True)))
-
-    return set_up
+from tests.fakes.situations import (
+    AMBITIOUS,
+    WRONG,
+    Happens,
+    alias,
+    engine,
+    evaluated,
+    harm,
+    improves,
+    improves_nothing,
+    shows,
+)
 
 
-def _void(**view: object) -> Callable[[World], None]:
-    def set_up(world: World) -> None:
-        world.evidence = EvidenceView(**view)  # type: ignore[arg-type]
-
-    return set_up
-
-
-def _engine(phase: str) -> Callable[[World], None]:
-    def set_up(world: World) -> None:
-        assert world.rollout
-        name = world.rollout.engine
-        world.engines[name] = RevisionState(name, phase, 0, None, "CUDA out of memory")  # type: ignore[arg-type]
-
-    return set_up
-
-
-def _alias(name: str, version: str | None) -> Callable[[World], None]:
-    def set_up(world: World) -> None:
-        world.version("3")
-        world.aliases.pop(name)
-        if version:
-            world.aliases[name] = version
-
-    return set_up
-
-
-def _late(seconds: float) -> Callable[[World], None]:
-    def set_up(world: World) -> None:
-        world.now += seconds
-        world.evidence = EvidenceView(counts={"pairs": 3, "step_control": 3, "step_candidate": 3})
-
-    return set_up
-
-
-TABLE = [
-    ("gate", 0, _evaluated(WRONG), "abort", reasons.GATE_HARMFUL),
-    ("gate", 0, _evaluated(None), "error", reasons.EVALUATION_MISSING),
-    ("gate", 0, _evaluated(OTHER), "error", reasons.EVALUATION_MISMATCH),
-    ("rehearsal", 0, _harm("errors"), "abort", reasons.ERRORS_HARMFUL),
-    ("rehearsal", 0, _harm("ttft"), "abort", reasons.TTFT_HARMFUL),
-    ("rehearsal", 0, _harm("tokensPerSecond"), "abort", reasons.TOKENS_PER_SECOND_HARMFUL),
-    ("rehearsal", 0, _harm("judge"), "abort", reasons.JUDGE_HARMFUL),
-    ("rehearsal", 0, _engine("failed"), "abort", reasons.ENGINE_FAILED),
-    ("rehearsal", 0, _alias("challenger", "3"), "abort", reasons.CHALLENGER_MOVED),
-    ("rehearsal", 0, _alias("challenger", None), "abort", reasons.CHALLENGER_DELETED),
-    ("rehearsal", 0, _late(100), "hold", reasons.REHEARSAL_INCONCLUSIVE),
-    ("canary", 0, _harm("errors"), "abort", reasons.ERRORS_HARMFUL),
-    ("canary", 0, _harm("feedback"), "abort", reasons.FEEDBACK_HARMFUL),
-    ("canary", 1, _harm("ttft"), "abort", reasons.TTFT_HARMFUL),
-    ("canary", 0, _void(ratio=Ratio(5000.0, 1000.0, True)), "error", reasons.SAMPLE_RATIO_MISMATCH),
-    ("canary", 0, _void(fault="a unit in two arms", assignment=True), "error", reasons.ASSIGNMENT_FAULT),
-    ("canary", 0, _void(fault="a clock ran backwards"), "error", reasons.EVIDENCE_FAULT),
-    ("canary", 0, _engine("failed"), "abort", reasons.ENGINE_FAILED),
-    ("canary", 0, _alias("champion", "3"), "abort", reasons.CHAMPION_MOVED),
-    ("canary", 0, _late(100), "hold", reasons.STEP_INCONCLUSIVE),
-    ("canary", 1, _late(100), "hold", reasons.STEP_INCONCLUSIVE),
-    ("canary", 1, _void(readings=SHOWN, counts={"step_control": 50, "step_candidate": 50}), "continue", ""),
-    ("watch", 0, _void(alarm="failures have risen"), "abort", reasons.WATCH_ERRORS),
-    ("watch", 0, _alias("champion", "3"), "abort", reasons.CHAMPION_MOVED),
-]
-
-
-@pytest.mark.parametrize(("stage", "step", "happens", "verdict", "reason"), TABLE)
-def test_situation(stage: str, step: int, happens: Callable[[World], None], verdict: str, reason: str) -> None:
+@pytest.mark.parametrize(
+    ("stage", "happens", "champion"),
+    [
+        ("gate", evaluated(WRONG), "1"),
+        ("rehearsal", harm("ttft"), "1"),
+        ("canary", harm("feedback"), "1"),
+        ("canary", shows(fault="a clock ran backwards"), "1"),
+        ("canary", engine("failed"), "1"),
+        ("canary", alias("champion", "3"), "3"),
+        ("canary", alias("challenger", None), "1"),
+    ],
+)
+def test_after_an_end_without_the_candidate_nobody_reaches_it(stage: str, happens: Happens, champion: str) -> None:
     world = World()
-    world.reach(stage, step)
+    world.reach(stage)
     happens(world)
-    world.look()
+    world.look(times=6)
     rollout = world.rollout
     assert rollout is not None
-    assert (rollout.verdict, rollout.reason) == (verdict, reason)
-    if verdict in ("abort", "error"):
-        assert rollout.decided_in == stage
-        assert rollout.stage == "finished"
-        world.look(times=5)
-        assert world.route is not None
-        candidate = world.route.candidate
-        assert candidate is None or candidate.version == "3", "no user may reach the candidate any more"
-        assert world.aliases.get("challenger") != "2"
-        assert world.versions["2"].tags["understudy.reason"] == reason
-        assert world.rollout is not None
-        expected = {"ChallengerMoved": "3", "ChampionMoved": "3"}.get(reason)
-        assert expected or rollout.engine not in world.engines, "its engine must go"
+    assert (rollout.stage, rollout.decided_in) == ("finished", stage)
+    assert world.route is not None
+    assert world.route.candidate is None
+    assert world.aliases == {"champion": champion}
+    assert world.versions["2"].tags["understudy.reason"] == rollout.reason
+    assert rollout.engine not in world.engines, "its engine must go"
 
 
 def test_a_good_version_goes_all_the_way() -> None:
@@ -273,145 +207,6 @@ def test_nothing_ships_without_what_must_be_shown() -> None:
     assert world.rollout.verdict == "advance"
 
 
-def test_a_held_rollout_loses_its_weight_in_time_and_can_be_resumed() -> None:
-    world = World()
-    world.reach("canary", 1)
-    world.look(after=101.0)
-    assert world.rollout is not None
-    assert world.route is not None
-    assert (world.rollout.verdict, world.route.weight) == ("hold", 5000)
-    world.evidence = EvidenceView(readings=SHOWN, counts={"step_control": 50, "step_candidate": 50})
-    world.look(after=20.0)
-    assert world.rollout.verdict == "hold", "a held rollout never ships by itself"
-    world.look(after=40.0, times=2)
-    assert (world.rollout.reason, world.route.weight) == (reasons.HOLD_EXPIRED, 0)
-    world.evidence = EvidenceView()
-    assert world.order("resume") == "resumed"
-    world.look(times=2)
-    assert (world.rollout.verdict, world.route.weight) == ("continue", 5000)
-
-
-def test_harm_ends_a_held_rollout() -> None:
-    world = World()
-    world.reach("canary", 0)
-    world.look(after=101.0)
-    _harm("errors")(world)
-    world.look()
-    assert world.rollout is not None
-    assert world.rollout.verdict == "abort"
-
-
-def test_pause_stops_the_clock_but_not_harm() -> None:
-    world = World()
-    world.reach("canary", 0)
-    assert world.order("pause") == "paused"
-    world.evidence = EvidenceView(counts={"step_control": 50, "step_candidate": 50})
-    world.look(after=500.0)
-    assert world.rollout is not None
-    assert (world.rollout.step, world.rollout.verdict) == (0, "continue")
-    assert world.order("resume") == "resumed"
-    assert world.rollout.step == 0, "the pause did not count as stage time"
-    world.look(after=20.0)
-    assert world.rollout.step == 1
-    world.order("pause")
-    _harm("feedback")(world)
-    world.look()
-    assert world.rollout.verdict == "abort"
-
-
-def test_paused_in_the_resource() -> None:
-    world = World(service(paused=True))
-    world.look(times=3)
-    world.aliases["challenger"] = "2"
-    world.look(times=5)
-    assert world.rollout is not None
-    assert world.rollout.stage == "gate"
-    world.service = service()
-    world.look(times=2)
-    assert world.rollout.stage == "rehearsal"
-
-
-def test_approval() -> None:
-    steps = [{"weight": 50, "minDuration": "1s", "minUnits": 1, "maxDuration": "100s", "approval": True}]
-    world = World(service(canary={"steps": steps}))
-    world.reach("canary")
-    world.evidence = EvidenceView(readings=SHOWN, counts={"step_control": 50, "step_candidate": 50})
-    world.look(after=50.0)
-    assert world.rollout is not None
-    assert world.rollout.conditions[0].reason == reasons.AWAITING_APPROVAL
-    world.look(times=3)
-    assert world.reasons.count(reasons.AWAITING_APPROVAL) == 1, "people are told once"
-    assert world.order("approve") == "step 1 is approved"
-    assert world.rollout.verdict == "advance"
-
-
-@pytest.mark.parametrize(
-    ("stage", "verb", "answer", "verdict"),
-    [
-        ("canary", "abort", "aborted", "abort"),
-        ("canary", "promote", "promoted", "advance"),
-        ("rehearsal", "promote", "promoted", "advance"),
-        ("rehearsal", "approve", "refused: only canary steps are approved", "continue"),
-        ("canary", "resume", "it is neither paused nor held", "continue"),
-        ("watch", "abort", "rolled back", "abort"),
-        ("watch", "promote", "it is promoted already", "advance"),
-        (
-            "watch",
-            "pause",
-            "refused: the candidate is promoted; only abort is possible in the rollback window",
-            "advance",
-        ),
-    ],
-)
-def test_commands(stage: str, verb: str, answer: str, verdict: str) -> None:
-    world = World()
-    world.reach(stage)
-    assert world.order(verb) == answer
-    assert world.rollout is not None
-    assert world.rollout.verdict == verdict
-    if answer in ("aborted", "promoted", "rolled back"):
-        assert next(e for e in world.audit if e.action == verdict and e.actor == "ada")
-
-
-def test_commands_without_a_rollout_are_refused() -> None:
-    world = World()
-    world.look(times=3)
-    assert world.order("abort") == "refused: the service has had no rollout"
-    world.reach("canary")
-    assert world.order("abort", rollout="another").startswith("refused: the newest rollout is")
-    world.order("abort")
-    assert world.order("promote").endswith("has ended with abort")
-
-
-def test_a_command_is_obeyed_once_though_its_answer_is_lost() -> None:
-    world = World()
-    world.reach("canary", 0)
-    world.order("pause")
-    held = dict(world.commands)
-    world.order("resume")
-    decision_answer = world.rollout.answered if world.rollout else {}
-    assert decision_answer
-    repeated = next(iter(decision_answer))
-    world.commands = {**held, repeated: Command(repeated, "assistant", None, "abort", "ada", "", world.now)}
-    world.look()
-    assert world.rollout is not None
-    assert world.rollout.verdict == "continue", "its id was answered already"
-
-
-def test_resume_after_an_error_starts_anew_under_another_id() -> None:
-    world = World()
-    world.reach("canary")
-    _void(fault="a clock ran backwards")(world)
-    world.look(times=4)
-    assert world.rollout is not None
-    first = world.rollout.id
-    world.evidence = EvidenceView()
-    assert world.order("resume") == "v2 starts again under a new rollout"
-    world.look(times=2)
-    assert world.rollout.id != first
-    assert world.rollout.active
-
-
 def test_rolling_back_in_the_watch_restores_champion_and_route() -> None:
     world = World()
     world.reach("watch")
@@ -463,7 +258,7 @@ def test_harm_aborts_while_the_registry_is_away_and_it_is_told_later() -> None:
     world = World()
     world.reach("canary", 0)
     world.registry_away = True
-    _harm("errors")(world)
+    harm("errors")(world)
     world.look(times=3)
     assert world.route is not None
     assert world.route.candidate is None
@@ -477,7 +272,7 @@ def test_harm_aborts_while_the_registry_is_away_and_it_is_told_later() -> None:
 def test_an_engine_goes_only_after_every_gateway_obeys() -> None:
     world = World()
     world.reach("canary", 0)
-    _harm("errors")(world)
+    harm("errors")(world)
     world.look()
     world.acknowledges = False
     world.look(times=3)
@@ -530,7 +325,7 @@ def test_an_edited_specification_is_rolled_out_like_a_version() -> None:
     world.look(times=4)
     assert world.rollout is not None
     assert (world.rollout.trigger, world.rollout.version) == ("specification", "1")
-    _harm("ttft")(world)
+    harm("ttft")(world)
     world.look(times=6)
     first = world.rollout.id
     world.evidence = EvidenceView()
@@ -558,14 +353,44 @@ def test_rollout_status_survives_json() -> None:
     assert type(world.rollout).model_validate(world.rollout.to_json()) == world.rollout
 
 
-def test_document() -> None:
-    text = Path("docs/concepts/verdicts.md").read_text(encoding="utf-8")
-    every = {value for name, value in vars(reasons).items() if name.isupper() and isinstance(value, str)}
-    assert {reason for reason in every if f"`{reason}`" not in text} == set()
-
-
 def test_evaluations_that_agree_pass() -> None:
     world = World()
     assert world.evaluations["2"] == RIGHT
     world.reach("rehearsal")
     assert reasons.GATE_PASSED in world.reasons
+
+
+def test_who_waits_is_told_what_is_missing_and_when_it_would_be_there() -> None:
+    world = World()
+    world.users_per_day = 864_000.0  # ten a second, of whom 5 % are the candidate's
+    world.reach("canary", 0)
+    world.evidence = EvidenceView(counts={"step_control": 0, "step_candidate": 0})
+    world.look()
+    assert world.rollout is not None
+    told = world.rollout.conditions[0].message
+    assert "0 of 10 users an arm" in told
+    assert "in about" in told
+    world.look(after=101.0)
+    assert world.rollout.verdict == "hold"
+    assert "of 10 users an arm" in world.rollout.message
+    world.look()
+    assert world.rollout.conditions[0].message.startswith("held: promote, abort or resume; 0 of 10 users an arm")
+
+
+def test_a_goal_that_is_not_shown_is_named() -> None:
+    world = World(AMBITIOUS)
+    world.reach("canary", 1)
+    improves_nothing(world)
+    world.now -= 80
+    world.look()
+    assert world.rollout is not None
+    assert "an improvement in rating" in world.rollout.conditions[0].message
+    world.look(after=81.0)
+    assert (world.rollout.verdict, world.rollout.reason) == ("hold", reasons.STEP_INCONCLUSIVE)
+    assert "an improvement in rating" in world.rollout.message
+    assert world.order("resume") == "resumed"
+    improves(world)
+    world.look()
+    world.look(after=11.0)
+    assert world.rollout.verdict == "advance"
+    assert world.rollout.message.endswith("shown improved: rating")

@@ -51,10 +51,16 @@ async def _scored(
 
 
 async def test_rubric() -> None:
-    assert await _scored(RubricJudge, lambda text: (200, f"Because.\nGRADE: {5 if 'good' in text else 2}")) == (
+    assert await _scored(
+        RubricJudge, lambda text: (200, _grades(5 if "good" in text else 2, 5 if "good" in text else 1))
+    ) == (
         1.0,
-        0.25,
+        pytest.approx(0.5 / 3),
     )
+
+
+def _grades(relevance: int, other: int) -> str:
+    return f"Because.\nRELEVANCE: {relevance}\nCOHERENCE: {relevance}\nCONCISENESS: {other}"
 
 
 def _prefer_good(text: str) -> tuple[int, str]:
@@ -66,13 +72,30 @@ async def test_pairwise_in_both_orders() -> None:
 
 
 async def test_a_judge_that_always_prefers_the_first_has_seen_no_difference() -> None:
-    assert await _scored(PairwiseJudge, lambda _: (200, "BETTER: A")) == (0.5, 0.5)
+    assert await _scored(PairwiseJudge, lambda _: (200, "The first.\nBETTER: A")) == (0.5, 0.5)
 
 
-@pytest.mark.parametrize("text", ["", "GRADE: 6", "GRADE: 4 or so", "GRADE: 5\nbut on the other hand"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "Because.\nRELEVANCE: 6\nCOHERENCE: 5\nCONCISENESS: 5",
+        "Because.\nRELEVANCE: 4 or so\nCOHERENCE: 5\nCONCISENESS: 5",
+        "Because.\nRELEVANCE: 4\nCONCISENESS: 5",
+        "Because.\nCOHERENCE: 4\nRELEVANCE: 4\nCONCISENESS: 5",
+        "RELEVANCE: 4\nCOHERENCE: 4\nCONCISENESS: 5",
+        "Because.\nRELEVANCE: 4\nCOHERENCE: 4\nCONCISENESS: 5\nbut on the other hand",
+    ],
+)
 async def test_what_is_no_grade(text: str) -> None:
     with pytest.raises(Unparsable):
         await _scored(RubricJudge, lambda _: (200, text))
+
+
+@pytest.mark.parametrize("text", ["BETTER: A", "Equal.\nBETTER: A or B", "Equal.\nBETTER: C", "A is better."])
+async def test_what_is_no_preference(text: str) -> None:
+    with pytest.raises(Unparsable):
+        await _scored(PairwiseJudge, lambda _: (200, text))
 
 
 async def test_a_judge_that_is_away() -> None:

@@ -116,6 +116,7 @@ async def test_wanted_events_come_in_order_signed_and_once(store: Store, receive
     async with running(told(receiver.url, secretEnv="UNDERSTUDY_SECRET_KEY"), store):
         happen(store, "start", "step", "hold")
         await until(store, *[reasons.NOTIFICATION_SENT] * 2)
+    assert ends(store)[0] == reasons.NOTIFICATIONS_BEGIN
     assert receiver.events == ["start", "hold"]
     body = json.loads(receiver.bodies[0])
     assert (body["service"], body["rollout"], body["reason"], body["evidence"]) == (

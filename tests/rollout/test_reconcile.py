@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,19 +11,13 @@ import pytest
 from services.rollout import reasons
 from services.rollout.actions import Action
 from services.rollout.execute import Executor
-from services.rollout.observe import Observer
-from services.rollout.observed import Evaluation, Identity, VersionInfo
-from services.rollout.reconcile import Reconciler
 from services.rollout.resources import LLMService
 from services.rollout.status import RolloutStatus
-from services.store import Store, StoreUnavailable, open_store
-from tests.fakes.platform import FakePlatform
-from tests.fakes.registry import FakeRegistry
-from tests.fakes.rollout_rows import HandClock
+from services.store import StoreUnavailable
+from tests.fakes.rollout_stage import RIGHT, Stage
 from tests.fakes.rollout_world import service
 from tests.fakes.traffic import Behaviour, Traffic
 
-RIGHT = Evaluation("data", {f"item-{i}": True for i in range(50)})
 GUARDRAILS = [
     {"metric": "errors", "margin": 0.1, "mode": "nonInferior"},
     {"metric": "ttft", "margin": 0.5, "mode": "nonInferior", "quantile": 0.5},
@@ -32,71 +25,19 @@ GUARDRAILS = [
     {"metric": "feedback", "margin": 0.1},
 ]
 GOOD = Behaviour()
+RESOURCE = service(guardrails=GUARDRAILS, alpha=0.1)
 
 
-class Files:
-    """Artifacts that are always there."""
-
-    async def fetch(self, info: VersionInfo) -> str:
-        return f"/models/{info.version}"
-
-
-class Stage:
-    """Everything around a reconciler; `restart` throws the reconciler away as a crash would."""
-
-    def __init__(
-        self,
-        url: str,
-        behave: Callable[[str], Behaviour],
-        resource: LLMService | None = None,
-    ) -> None:
-        names = itertools.count(1)
-        self.identity = lambda: Identity(
-            f"rollout-{next(names)}", "ab" * 16
-        )  # a drawn salt would assign other users each time
-        self.clock = HandClock()
-        self.store: Store = open_store(url, self.clock)
-        self.registry = FakeRegistry()
-        self.platform = FakePlatform()
-        self.service = resource or service(guardrails=GUARDRAILS, alpha=0.1)
-        for version in ("1", "2"):
-            self.registry.add(version, RIGHT)
-        self.registry.aliases["champion"] = "1"
-        self.traffic = Traffic(self.store, self.clock, self.service, behave)
-        self.restart()
-
-    def restart(self, executor: type[Executor] = Executor) -> None:
-        self.executor = executor(self.store, self.registry, self.platform, Files(), self.clock)
-        observer = Observer(self.store, self.registry, self.platform, "test", self.identity)
-        self.reconciler = Reconciler(self.service, self.store, observer, self.executor)
-
-    async def look(self, users: int = 40) -> RolloutStatus | None:
-        self.traffic.pass_time(2.0, users)
-        decision = await self.reconciler.look()
-        await self.executor.idle()
-        return decision.status.rollout
-
-    async def play(
-        self, until: Callable[[RolloutStatus], bool], *, restart: bool = False, looks: int = 150
-    ) -> RolloutStatus:
-        for _ in range(3):
-            await self.look()
-        self.registry.aliases["challenger"] = "2"
-        for _ in range(looks):
-            if restart:
-                self.restart()
-            rollout = await self.look()
-            if rollout is not None and until(rollout):
-                return rollout
-        raise AssertionError(f"it never came to that: {rollout}")
+def _stage(url: str, behave: Callable[[str], Behaviour], resource: LLMService = RESOURCE) -> Stage[Traffic]:
+    return Stage(url, resource, lambda store, clock: Traffic(store, clock, resource, behave))
 
 
 @pytest.fixture
-def stage(url: str) -> Iterator[Callable[..., Stage]]:
-    made: list[Stage] = []
+def stage(url: str) -> Iterator[Callable[..., Stage[Traffic]]]:
+    made: list[Stage[Traffic]] = []
 
-    def make(behave: Callable[[str], Behaviour] = lambda _: GOOD, **options: Any) -> Stage:
-        made.append(Stage(url, behave, **options))
+    def make(behave: Callable[[str], Behaviour] = lambda _: GOOD, resource: LLMService = RESOURCE) -> Stage[Traffic]:
+        made.append(_stage(url, behave, resource))
         return made[-1]
 
     yield make
@@ -112,7 +53,7 @@ def _decided(rollout: RolloutStatus) -> bool:
     return rollout.decided_at is not None
 
 
-async def test_a_good_version_is_promoted(stage: Callable[..., Stage]) -> None:
+async def test_a_good_version_is_promoted(stage: Callable[..., Stage[Traffic]]) -> None:
     world = stage()
     rollout = await world.play(_decided)
     assert (rollout.verdict, rollout.reason, rollout.decided_in) == ("advance", reasons.PROMOTED, "canary")
@@ -138,7 +79,7 @@ async def test_a_good_version_is_promoted(stage: Callable[..., Stage]) -> None:
     ],
 )
 async def test_a_bad_version_is_aborted(
-    stage: Callable[..., Stage], behaviour: Behaviour, decided_in: str, reason: str
+    stage: Callable[..., Stage[Traffic]], behaviour: Behaviour, decided_in: str, reason: str
 ) -> None:
     world = stage(_second(behaviour))
     rollout = await world.play(_decided)
@@ -155,17 +96,22 @@ async def test_a_controller_that_dies_after_every_look_decides_the_same(template
     for restart in (False, True):
         path = tmp_path / f"{restart}.db"
         path.write_bytes(template)
-        world = Stage(f"sqlite:///{path}", _second(Behaviour(displeased=0.5)))
+        world = _stage(f"sqlite:///{path}", _second(Behaviour(displeased=0.5)))
         rollout = await world.play(_decided, restart=restart)
         last = {(reading["stage"], reading["metric"]): reading for reading in world.store.readings(rollout.id)}
         for reading in last.values():
-            del reading["at"]  # an unchanged reading is not stored again, but for once after a restart
+            del (
+                reading["at"],
+                reading["until"],
+            )  # an unchanged reading is not stored again, but for once after a restart
         ends.append((rollout.verdict, rollout.reason, rollout.decided_at, rollout.counts, last))
         world.store.close()
     assert ends[0] == ends[1]
 
 
-async def test_a_crash_between_store_and_outside_is_finished_by_the_next_look(stage: Callable[..., Stage]) -> None:
+async def test_a_crash_between_store_and_outside_is_finished_by_the_next_look(
+    stage: Callable[..., Stage[Traffic]],
+) -> None:
     world = stage(_second(Behaviour(failure=0.5)))
 
     class Dying(Executor):
@@ -189,7 +135,7 @@ async def test_a_crash_between_store_and_outside_is_finished_by_the_next_look(st
 
 
 async def test_a_look_that_cannot_be_stored_counts_nothing_twice(
-    stage: Callable[..., Stage], monkeypatch: pytest.MonkeyPatch
+    stage: Callable[..., Stage[Traffic]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = stage()
     await world.play(lambda rollout: rollout.stage == "canary" and rollout.counts.users_candidate > 0)
@@ -210,7 +156,7 @@ async def test_a_look_that_cannot_be_stored_counts_nothing_twice(
     assert counted == len(closed) > 0
 
 
-async def test_an_exposure_in_the_wrong_bucket_voids_the_evidence(stage: Callable[..., Stage]) -> None:
+async def test_an_exposure_in_the_wrong_bucket_voids_the_evidence(stage: Callable[..., Stage[Traffic]]) -> None:
     world = stage()
     world.traffic.wrong_bucket = True
     rollout = await world.play(_decided)
@@ -218,7 +164,7 @@ async def test_an_exposure_in_the_wrong_bucket_voids_the_evidence(stage: Callabl
     assert "g1" in rollout.message
 
 
-async def test_an_engine_that_cannot_start_ends_in_its_last_words(stage: Callable[..., Stage]) -> None:
+async def test_an_engine_that_cannot_start_ends_in_its_last_words(stage: Callable[..., Stage[Traffic]]) -> None:
     world = stage()
     world.platform.failures["/models/2"] = "ValueError: no config.json"
     rollout = await world.play(_decided)
@@ -227,7 +173,7 @@ async def test_an_engine_that_cannot_start_ends_in_its_last_words(stage: Callabl
     assert [r.version for _, r in world.store.route_history("assistant")] == [1], "stable never noticed"
 
 
-async def test_a_registry_that_is_away_delays_and_loses_nothing(stage: Callable[..., Stage]) -> None:
+async def test_a_registry_that_is_away_delays_and_loses_nothing(stage: Callable[..., Stage[Traffic]]) -> None:
     world = stage()
     await world.play(lambda rollout: rollout.stage == "canary" and rollout.step == 1)
     world.registry.away = True
@@ -244,7 +190,7 @@ async def test_a_registry_that_is_away_delays_and_loses_nothing(stage: Callable[
     assert world.registry.aliases == {"champion": "2"}
 
 
-async def test_aliases_of_another_owner_start_nothing(stage: Callable[..., Stage]) -> None:
+async def test_aliases_of_another_owner_start_nothing(stage: Callable[..., Stage[Traffic]]) -> None:
     world = stage()
     world.registry.owner = "other-cluster/assistant"
     for _ in range(3):
@@ -254,7 +200,7 @@ async def test_aliases_of_another_owner_start_nothing(stage: Callable[..., Stage
     assert reasons.ALIAS_CONFLICT in [entry.reason for entry in world.store.audit("assistant")]
 
 
-async def test_failures_after_promotion_roll_back(stage: Callable[..., Stage]) -> None:
+async def test_failures_after_promotion_roll_back(stage: Callable[..., Stage[Traffic]]) -> None:
     worse: dict[str, Behaviour] = {"1": GOOD, "2": GOOD}
     rules = service(guardrails=GUARDRAILS, alpha=0.1, rollbackWindow="200s")
     world = stage(lambda version: worse[version], resource=rules)
@@ -270,7 +216,7 @@ async def test_failures_after_promotion_roll_back(stage: Callable[..., Stage]) -
     assert world.registry.aliases["champion"] == "1"
 
 
-async def test_an_engine_that_nobody_asks_for_may_end(stage: Callable[..., Stage]) -> None:
+async def test_an_engine_that_nobody_asks_for_may_end(stage: Callable[..., Stage[Traffic]]) -> None:
     rules = service(guardrails=GUARDRAILS)
     engine = rules.spec.engine.model_validate({"autoscaling": {"min": 0, "max": 1, "downscaleDelay": "20s"}})
     world = stage(resource=rules.model_copy(update={"spec": rules.spec.model_copy(update={"engine": engine})}))
@@ -286,7 +232,7 @@ async def test_an_engine_that_nobody_asks_for_may_end(stage: Callable[..., Stage
     assert world.platform.scaled == [(name, (0, 1)), (name, (1, 1))]
 
 
-async def test_a_version_is_pinned_while_the_resource_says_so(stage: Callable[..., Stage]) -> None:
+async def test_a_version_is_pinned_while_the_resource_says_so(stage: Callable[..., Stage[Traffic]]) -> None:
     world = stage()
     world.registry.add("3", RIGHT)
     for _ in range(3):
@@ -326,3 +272,28 @@ async def test_slow_first_tokens_call_for_replicas(stage: Callable[..., Stage]) 
     for _ in range(40):
         await world.look()
     assert [bounds for _, bounds in world.platform.scaled][2:] == [(2, 3), (1, 3)]
+
+
+async def test_evidence_of_another_program_is_folded_anew_from_the_rows(stage: Callable[..., Stage[Traffic]]) -> None:
+    world = stage()
+    before = await world.play(lambda rollout: rollout.stage == "canary" and rollout.counts.users_candidate > 20)
+    stored = world.store.evidence(before.id)
+    row = world.store.rollouts("assistant", 1)[0]
+    world.store.commit_look(row, evidence={**(stored or {}), "schema": 0}, at=world.clock.now)
+    world.restart()
+    after = await world.look(users=0)
+    assert after is not None
+    assert after.counts.users_candidate >= before.counts.users_candidate
+    closed = world.store.closed_units(before.id, (0.0, ""), world.clock.now)
+    assert after.counts.users_candidate + after.counts.users_control == len(closed)
+
+
+async def test_a_resource_that_asks_for_more_than_its_traffic_gives_is_warned(
+    stage: Callable[..., Stage[Traffic]],
+) -> None:
+    world = stage(resource=service(guardrails=[{"metric": "errors", "margin": 0.001, "mode": "nonInferior"}]))
+    for _ in range(20):
+        await world.look(users=2, seconds=400.0)
+    condition = next(c for c in world.reconciler.conditions if c.type == "Plan")
+    assert condition.reason == reasons.MARGIN_OUT_OF_REACH
+    assert "errors" in condition.message

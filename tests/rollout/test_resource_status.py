@@ -9,6 +9,7 @@ import pytest
 from services.rollout import reasons
 from services.rollout.decide import Decision
 from services.rollout.observed import EvidenceView
+from services.rollout.planning import Caution
 from services.rollout.platforms.base import RevisionState
 from services.rollout.resource_status import refused_status, rfc3339, service_status
 from services.rollout.resources import LLMService
@@ -89,6 +90,17 @@ def test_times_of_transitions_move_with_the_status_alone() -> None:
     kubectl.look(after=60.0)
     assert kubectl.condition("Ready")["status"] == "False"
     assert kubectl.condition("Ready")["lastTransitionTime"] == rfc3339(kubectl.world.now)
+
+
+def test_a_plan_that_asks_too_much_is_told_and_degrades_nothing() -> None:
+    kubectl = Kubectl()
+    kubectl.world.caution = Caution(reasons.TRAFFIC_TOO_LOW, "the rehearsal comes to 3 of minPairs 200")
+    kubectl.look(times=4)
+    assert (kubectl.condition("Plan")["status"], kubectl.condition("Plan")["reason"]) == (
+        "False",
+        reasons.TRAFFIC_TOO_LOW,
+    )
+    assert kubectl.condition("Degraded")["status"] == "False"
 
 
 def test_the_end_of_a_rollout_can_be_waited_for() -> None:

@@ -13,7 +13,7 @@ from services.rollout.durations import format_duration, parse_duration
 from services.rollout.errors import InvalidResource
 from services.rollout.loading import load
 from services.rollout.plans import plans
-from services.rollout.resources import LLMService, Model
+from services.rollout.resources import LLMService, Model, split_key
 
 HEAD = """\
 apiVersion: understudy.dev/v1alpha1
@@ -34,6 +34,11 @@ spec:
         ("  rollout:\n    guardrails: [{metric: errors, margin: 2, mode: nonInferior}]\n", "must be below 1"),
         ("  rollout:\n    guardrails: [{metric: feedback, margin: 0.1, stages: [rehearsal]}]\n", "is not measured in stage rehearsal"),
         ("  rollout:\n    guardrails: [{metric: errors, margin: 0.1, quantile: 0.5}]\n", "quantile belongs to ttft"),
+        ("  rollout:\n    guardrails: [{metric: rating, margin: 4}]\n", "must be below 4"),
+        ("  rollout:\n    goals: {metrics: [{metric: judge}]}\n", "judge is no goal"),
+        ("  rollout:\n    goals: {metrics: [{metric: errors, improvement: 1}]}\n", "must be below 1"),
+        ("  rollout:\n    goals: {metrics: [{metric: ttft}, {metric: ttft}]}\n", "goals name a metric twice"),
+        ("  rollout:\n    segments: [{name: a, tenants: [x]}, {name: a, tenants: [y]}]\n", "segments name one twice"),
         ("  rollout:\n    canary: {steps: [{weight: 50}, {weight: 5}]}\n", "weights must grow"),
         ("  rollout:\n    canary: {steps: [{weight: 60}]}\n", "spec.rollout.canary.steps[0].weight"),
         ("  rollout:\n    canary: {steps: [{weight: 5, minDuration: 10h, maxDuration: 1h}]}\n", "minDuration is longer"),
@@ -86,6 +91,30 @@ def test_the_level_is_shared_out_over_stages_and_metrics() -> None:
     }
     assert {plan.alpha_promote for plan in made.values()} == {0.1}
     assert made["errors"].steps == 4
+
+
+def test_a_segment_has_every_guardrail_for_harm_and_its_share_of_the_level() -> None:
+    made = plans(_service(alpha=0.1, segments=[{"name": "a", "tenants": ["x"]}]), "canary", {})
+    assert set(made) == {"errors", "ttft", "feedback", "errors[a]", "ttft[a]", "feedback[a]"}
+    assert [plan.alpha_harm for plan in made.values()] == pytest.approx([0.1 * 0.5 / (3 * 2)] * 6)
+    assert (made["errors"].mode, made["errors[a]"].mode) == ("nonInferior", "harmOnly")
+    assert [split_key(key) for key in ("errors[a]", "goal:ttft", "ttft")] == [
+        ("errors", "a"),
+        ("ttft", None),
+        ("ttft", None),
+    ]
+
+
+def test_a_goal_is_shown_in_the_canary_alone() -> None:
+    service = _service(alpha=0.1, goals={"metrics": [{"metric": "rating", "improvement": 0.2}, {"metric": "ttft"}]})
+    assert "goal:ttft" not in plans(service, "rehearsal", {})
+    made = plans(service, "canary", {})
+    rating = made["goal:rating"]
+    assert (rating.mode, rating.margin, rating.bounds, rating.direction) == ("goal", 0.2, (1.0, 5.0), "higher")
+    assert made["goal:ttft"].quantile == 0.95
+    assert made["errors"].alpha_harm == pytest.approx(0.1 * 0.5 / 3), (
+        "a goal takes nothing of the level of false aborts"
+    )
 
 
 def test_history_sets_the_bet_only_where_there_is_enough() -> None:

@@ -85,16 +85,60 @@ def test_marks_on_stables_answer_are_not_the_candidates() -> None:
     assert not spoke(closed)
 
 
+def test_what_stable_answered_after_the_weight_fell_is_not_the_candidates() -> None:
+    rows = (row(request_id="a"), row(request_id="b", arm="stable", ttft=9.0, tokens_out=1, outcome="error"))
+    closed = unit(*rows, said=(feedback("b", 2.0, kind="thumb", value=-1.0),))
+    assert unit_values(closed, SALT) == unit_values(unit(rows[0]), SALT)
+
+
+@pytest.mark.parametrize(("changes", "metric"), [({"ttft": None}, "ttft"), ({"tokens_out": None}, "tokensPerSecond")])
+def test_what_was_answered_and_not_measured_has_no_value(changes: dict[str, Any], metric: str) -> None:
+    assert metric not in unit_values(unit(row(**changes)), SALT)
+    assert pair_values(pair(row(**changes), row()))[metric][1] is None
+
+
 def pair(candidate: Observation | None, stable: Observation | None) -> MirroredPair:
     return MirroredPair("p", "u1", 10.0, candidate, stable)
 
 
 def test_a_pair_with_a_missing_half_is_a_failure_of_that_half() -> None:
     values = pair_values(pair(None, row(ttft=0.2, tokens_out=40, duration=2.0)))
-    assert values == {"errors": (0.0, 1.0), "ttft": (0.2, math.inf), "tokensPerSecond": (20.0, 0.0)}
+    assert values == {
+        "errors": (0.0, 1.0), "ttft": (0.2, math.inf), "interTokenGap": (0.0, math.inf), "duration": (2.0, math.inf),
+        "tokensPerSecond": (20.0, 0.0),
+    }  # fmt: skip
 
 
 def test_a_prompt_that_both_refuse_says_nothing_and_one_that_only_the_candidate_refuses_is_its_failure() -> None:
     refused = row(outcome="client_error", ttft=None, tokens_out=None)
     assert pair_values(pair(refused, refused)) == {}
     assert pair_values(pair(refused, row()))["errors"] == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "metric", "value"),
+    [
+        ((row(gap_mean=0.02),), "interTokenGap", 0.02),
+        ((row(gap_mean=None),), "interTokenGap", 0.0),  # all tokens came at once
+        ((row(**FAILED),), "interTokenGap", math.inf),
+        ((row(outcome="cancelled", ttft=None, tokens_out=None),), "interTokenGap", math.inf),
+        ((row(outcome="cancelled", gap_mean=0.03),), "interTokenGap", 0.03),
+        ((row(duration=3.0),), "duration", 3.0),
+        ((row(duration=3.0, streamed=False, ttft=None),), "duration", 3.0),
+        ((row(outcome="cancelled", duration=3.0),), "duration", math.inf),
+        ((row(**FAILED),), "duration", math.inf),
+        ((), "duration", math.inf),
+    ],
+)
+def test_times(rows: tuple[Observation, ...], metric: str, value: float) -> None:
+    assert unit_values(unit(*rows), SALT)[metric] == value
+
+
+def test_what_users_say_is_counted_by_kind() -> None:
+    said = tuple(
+        feedback("a", 2.0, kind=kind, value=value)
+        for kind, value in (("escalation", 1.0), ("rating", 5.0), ("rating", 2.0), ("copy", 1.0))
+    )
+    values = unit_values(unit(row(request_id="a"), said=said), SALT)
+    assert (values["escalations"], values["retries"], values["rating"], values["feedback"]) == (1.0, 0.0, 3.5, 1.0)
+    assert "rating" not in unit_values(unit(row()), SALT)

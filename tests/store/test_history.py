@@ -126,7 +126,7 @@ def test_traffic_per_bucket_and_revision(store: Store, now: float) -> None:
     )
     found = [tuple(point.values()) for point in store.traffic("assistant", start, start + 20, 10.0)]
     assert found == [
-        (start, "assistant-v1-7c1f", 1, 0),
-        (start, "assistant-v2-7c1f", 2, 1),
-        (start + 10, "assistant-v2-7c1f", 1, 0),
+        (start, "assistant-v1-7c1f", 1, 0, 1, 0),
+        (start, "assistant-v2-7c1f", 2, 1, 1, 1),
+        (start + 10, "assistant-v2-7c1f", 1, 0, 1, 0),
     ]
