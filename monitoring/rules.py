@@ -233,6 +233,11 @@ CONTROLLER: Final = (
         "{{ $value | humanizePercentage }} of the calls `{{ $labels.call }}` to the platform fail",
         "Ray Serve or the cluster's API refuses or does not answer; engines neither come nor go.",
     ),
+    Alert(
+        "UnderstudyWebhookCertificateEnds", "warning", f"{t.CERTIFICATE_END} - time() < 7 * 86400", "1h",
+        "The admission webhook's certificate ends in {{ $value | humanizeDuration }}",
+        "After that the API server cannot ask the webhook: resources are refused, or taken unchecked.",
+    ),
 )  # fmt: skip
 
 GATEWAY: Final = (

@@ -52,9 +52,11 @@ CONTROLLER = Row("Controller", (
     graph("Calls of the platform", "By call and how they ended.",
           Query(rate(t.PLATFORM_CALLS, NAMESPACE, "call, result"), "{{call}} {{result}}"), width=6),
     graph("Time of a platform's call", "99th percentile and median.",
-          *quantiles(t.PLATFORM_DURATION, NAMESPACE, "call", "{{call}}", 0.5, 0.99), unit="s", width=12),
+          *quantiles(t.PLATFORM_DURATION, NAMESPACE, "call", "{{call}}", 0.5, 0.99), unit="s", width=8),
     graph("Conditions that do not hold", "By service; the reason says why.",
-          Query(f"{t.CONDITION}{{{SERVICE}}} == bool 0", "{{service}} {{type}}: {{reason}}"), width=12),
+          Query(f"{t.CONDITION}{{{SERVICE}}} == bool 0", "{{service}} {{type}}: {{reason}}"), width=8),
+    graph("Webhook's certificate", "Time until it ends; cert-manager replaces its own, the chart's lasts ten years.",
+          Query(f"{t.CERTIFICATE_END}{{{NAMESPACE}}} - time()", _POD), unit="s", width=8),
 ))  # fmt: skip
 
 DASHBOARD = Dashboard(

@@ -259,6 +259,12 @@ CONDITION: Final = _gauge(
     "controller", "understudy_service_condition", "1 where a condition of the resource holds, 0 where it does not.",
     SERVICE, TYPE, REASON, unit="yes or no",
 )  # fmt: skip
+CERTIFICATE_END: Final = _gauge(
+    "controller",
+    "understudy_controller_webhook_certificate_end_timestamp_seconds",
+    "When the admission webhook's certificate ends; only where there is a webhook.",
+    unit="seconds since the epoch",
+)
 
 # The newest rollout of each service
 ROLLOUT: Final = _gauge(

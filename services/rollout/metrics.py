@@ -6,7 +6,8 @@ What a look saw of a service is kept as one list of samples and replaced by the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, get_args
 
 from aiohttp import web
@@ -22,7 +23,11 @@ from services.rollout.decide import Decision
 from services.rollout.health import Health
 from services.rollout.status import RolloutStatus, Stage, Verdict
 
-_GAUGES: Final = tuple(spec for spec in names.METRICS if spec.component == "controller" and spec.kind == "gauge")
+_GAUGES: Final = tuple(
+    spec
+    for spec in names.METRICS
+    if spec.component == "controller" and names.SERVICE in spec.labels and spec.kind == "gauge"
+)
 
 Sample = tuple[MetricSpec, tuple[str, ...], float]
 """A gauge, the labels after the service, the value."""
@@ -40,6 +45,17 @@ class _Gauges(Collector):
             for spec, labels, value in samples:
                 families[spec.name].add_metric((service, *labels), value)
         yield from families.values()
+
+
+class _Elsewhere(Collector):
+    """One gauge without labels, read when it is asked for; where it cannot be read there is none."""
+
+    def __init__(self, spec: MetricSpec, value: Callable[[], float]) -> None:
+        self._spec, self._value = spec, value
+
+    def collect(self) -> Iterator[Metric]:
+        with contextlib.suppress(OSError):
+            yield GaugeMetricFamily(self._spec.name, self._spec.text, value=self._value())
 
 
 class Metrics:
@@ -97,6 +113,10 @@ class Metrics:
         self._judgements.labels(service, result).inc()
         for arm, score in scores.items():
             self._scores.labels(service, arm).observe(score)
+
+    def read(self, spec: MetricSpec, value: Callable[[], float]) -> None:
+        """A gauge kept elsewhere. `value` may raise OSError."""
+        self.registry.register(_Elsewhere(spec, value))
 
     def gone(self, service: str) -> None:
         """The service is no more."""

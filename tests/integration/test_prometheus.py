@@ -21,6 +21,7 @@ import pytest
 from aiohttp import web
 
 from services.cli.prometheus import configuration
+from services.common import telemetry
 from services.common.clock import SystemClock
 from services.common.routing import ContentFilter, Hold, Rules
 from services.rollout.execute import Executor
@@ -147,6 +148,7 @@ class World:
             self.registry.add(version, RIGHT)
         self.registry.aliases["champion"] = "1"
         self.metrics, clock = Metrics(), SystemClock()
+        self.metrics.read(telemetry.CERTIFICATE_END, lambda: clock.time() + 90 * 86_400)
         platform = MeasuredPlatform(FakePlatform(engine.address), clock, self.metrics.called)
         service = LLMService.model_validate({"metadata": {"name": "assistant"}, "spec": SPEC})
         observer = Observer(store, self.registry, platform, "test")

@@ -74,8 +74,8 @@ CASES = (
     Case(AVAILABILITY, requests("ok", "0+1000x700") | requests("error", "0+10x700"), "10h", ("warning",)),
     # Few requests: one that fails is no trend.
     Case(AVAILABILITY, requests("ok", "0 0 1 1 2x60") | requests("error", "0 1x60"), "30m"),
-    # It was bad and is good again: the short window says so.
-    Case(AVAILABILITY, requests("ok", "0+90x20 1800+100x60") | requests("error", "0+10x20 200x60"), "35m"),
+    # It was bad and is good again: the short windows say so.
+    Case(AVAILABILITY, requests("ok", "0+90x20 1800+100x60") | requests("error", "0+10x20 200x60"), "55m"),
     # What stable answered in the candidate's place failed nobody.
     Case(
         AVAILABILITY,
@@ -154,6 +154,16 @@ CASES = (
         gauge("understudy_controller_platform_calls_total", 'namespace="ns1",call="observe",result="unavailable"', "0+1x40")
         | gauge("understudy_controller_platform_calls_total", 'namespace="ns1",call="observe",result="ok"', "0+9x40"),
         "30m",
+    ),
+    Case(
+        "UnderstudyWebhookCertificateEnds",
+        gauge("understudy_controller_webhook_certificate_end_timestamp_seconds", POD, "500000x90"),
+        "70m", ("warning",),
+    ),
+    Case(
+        "UnderstudyWebhookCertificateEnds",
+        gauge("understudy_controller_webhook_certificate_end_timestamp_seconds", POD, "5000000x90"),
+        "70m",
     ),
     Case("UnderstudyGatewayDown", {}, "5m", ("critical",)),
     Case("UnderstudyGatewayDown", gauge("understudy_gateway_requests_in_flight", POD, "0x20"), "5m"),
