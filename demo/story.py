@@ -246,6 +246,8 @@ async def _tell(stage: Stage, stack: LocalStack, serve: bool) -> int:
     if not serve or await registry.alias(model.registered_model, model.champion) is None:
         await registry.set_alias(model.registered_model, model.champion, stage.versions[story.champion])
     await stack.start_controller()
+    if serve:
+        await stack.start_prometheus()
     scene.addresses = stack.addresses()
     scene.now = f"starting the engine of {story.champion}, the champion"
     stage.view.say(f"{scene.now}: Ray Serve loads vLLM, mostly imports")

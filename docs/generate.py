@@ -1,5 +1,5 @@
-"""Writes what is made of the code: `docs/reference/` (every field of the resources, with type, default and meaning) and the custom
-resource definition in the chart.
+"""Writes what is made of the code: `docs/reference/` (every field of the resources, with type, default and meaning; every metric) and the
+custom resource definition in the chart.
 
 `make generate` runs it; `make verify` fails when what is committed differs.
 """
@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from demo.story import DemoStory
 from services.cli.local import LocalPlatform
+from services.common.telemetry import METRICS
 from services.rollout.crd import definition
 from services.rollout.durations import format_duration
 from services.rollout.resources import LLMService
@@ -84,8 +85,40 @@ def page(model: type[BaseModel]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def metrics() -> str:
+    """The reference page of the metrics."""
+    lines = [
+        "# Metrics",
+        "",
+        "Gateways expose theirs at `/metrics` of the API's port, the controller at `/metrics` of its health port. Engines have their own.",
+        "`docs/monitoring.md` says what to watch. Histograms have `_bucket`, `_count` and `_sum`.",
+        "",
+        "Generated from the code by `make generate`.",
+    ]
+    for component in ("gateway", "controller"):
+        lines += [
+            "",
+            f"## {component.capitalize()}",
+            "",
+            "| metric | kind | labels | unit | meaning |",
+            "|---|---|---|---|---|",
+        ]
+        for spec in (spec for spec in METRICS if spec.component == component):
+            labels = ", ".join(f"`{label}`" for label in spec.labels)
+            lines.append(f"| `{spec.name}` | {spec.kind} | {labels} | {spec.unit} | {spec.text} |")
+    lines += ["", "## Buckets", ""]
+    buckets: dict[tuple[float, ...], list[str]] = {spec.buckets: [] for spec in METRICS if spec.buckets}
+    for spec in METRICS:
+        if spec.buckets:
+            buckets[spec.buckets].append(f"`{spec.name}`")
+    for bounds, users in buckets.items():
+        lines.append(f"- {', '.join(f'{bound:g}' for bound in bounds)}: {', '.join(users)}")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     REFERENCE.mkdir(exist_ok=True)
+    (REFERENCE / "metrics.md").write_text(metrics())
     for model in (LLMService, LocalPlatform, DemoStory):
         (REFERENCE / f"{model.__name__.lower()}.md").write_text(page(model))
     DEFINITION.parent.mkdir(parents=True, exist_ok=True)

@@ -20,17 +20,22 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import aiohttp
+import yaml
 from cryptography.fernet import Fernet
 from pydantic import Field
 
 from services.cli.processes import Child, LocalError, refuse_used_ports
+from services.cli.prometheus import configuration
 from services.rollout.resources import API_VERSION, Metadata
 from services.rollout.resources_base import Resource
 from services.serving.local_ray import TAG, LocalRay, end_tagged
 from services.serving.preflight import examine
+
+RULES: Final = Path(__file__).parents[2] / "charts/understudy/files/monitoring/rules.yaml"
+"""Recording rules and alerts, in a checkout."""
 
 
 class LocalSpec(Resource):
@@ -44,6 +49,12 @@ class LocalSpec(Resource):
     registry_port: int = Field(default=5000, ge=1, le=65535, description="Port of the MLflow server that is started.")
     controller_port: int = Field(
         default=8081, ge=1, le=65535, description="Port of the controller's health and metrics."
+    )
+    prometheus_port: int = Field(
+        default=9090,
+        ge=1,
+        le=65535,
+        description="Port of Prometheus, which is started where the program is on the PATH.",
     )
     registry_uri: str | None = Field(
         default=None, description="An MLflow server that runs already; none: one is started."
@@ -178,6 +189,17 @@ class LocalStack:
         """Start the rollout controller; registry and Ray must run."""
         await self._start(self._controller())
 
+    async def start_prometheus(self) -> None:
+        """Start Prometheus with the shipped rules, where there is one. What runs without it runs no worse."""
+        program = shutil.which("prometheus")
+        if program is None:
+            return
+        try:
+            refuse_used_ports({f"{self.config} spec.prometheusPort": self.spec.prometheus_port})
+            await self._start(self._prometheus(program))
+        except LocalError as error:
+            self.tell(f"Prometheus is left out: {error}")
+
     async def _start(self, child: Child) -> None:
         self.children[child.name] = child
         child.start()
@@ -242,12 +264,30 @@ class LocalStack:
         argv = [sys.executable, "-m", "services.rollout", "--config", str(self.config)]
         return self._child("controller", argv, env, f"http://{self.spec.host}:{self.spec.controller_port}/healthz")
 
+    def _prometheus(self, program: str) -> Child:
+        assert self.ray is not None  # noqa: S101  (start_engines comes first)
+        spec = self.spec
+        settings = configuration(
+            [f"{spec.host}:{spec.gateway_port}"],
+            [f"{spec.host}:{spec.controller_port}"],
+            discovery=self.ray.metrics_targets,
+            rules=[RULES] if RULES.exists() else [],
+        )
+        file = self.state / "prometheus.yaml"
+        file.write_text(yaml.safe_dump(settings, sort_keys=False))
+        address = f"{spec.host}:{spec.prometheus_port}"
+        argv = [program, f"--config.file={file}", f"--web.listen-address={address}"]
+        argv += [f"--storage.tsdb.path={self.state / 'prometheus'}", "--storage.tsdb.retention.size=1GB"]
+        return self._child("prometheus", argv, {}, f"http://{address}/-/ready")
+
     def addresses(self) -> dict[str, str]:
         """Where things lie, by name."""
+        prometheus = {"Prometheus": f"http://{self.spec.host}:{self.spec.prometheus_port}"}
         return {
             "OpenAI API": self.gateway_url,
             "MLflow": self.registry_uri,
             "Ray": self.ray.dashboard_url if self.ray else "",
+            **(prometheus if "prometheus" in self.children else {}),
             "store": self.store_url,
             "logs": str(self.state / "logs"),
         }
@@ -281,6 +321,7 @@ async def run(config: Path, platform: LocalPlatform, tell: Callable[[str], None]
             ("Ray", stack.start_engines),
             ("gateway", stack.start_gateway),
             ("controller", stack.start_controller),
+            ("Prometheus, where there is one", stack.start_prometheus),
         ]
         for name, start in steps:
             tell(f"starting {name}")

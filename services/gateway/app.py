@@ -159,10 +159,10 @@ async def _running(
         poller = RoutePoller(
             store, table, settings, clock, executor,
             lease=lambda routes, now: recorder.lease(routes, now, seconds=settings.lease_seconds, address=settings.address),
-            changed=lambda: metrics.keep_only(table.revisions()),
+            changed=lambda: metrics.keep_only(table.revisions(), set(table.services())),
         )  # fmt: skip
         poller.load_cache()
-        _add_gauges(metrics, table, recorder, assigner)
+        _add_gauges(metrics, table, recorder, assigner, settings)
         answered = Answered()
         app.completions = Completions(
             settings, clock=clock, keys=app.keys,
@@ -185,17 +185,19 @@ async def _end(task: asyncio.Task[None]) -> None:
         await task
 
 
-def _add_gauges(metrics: Metrics, table: RoutingTable, recorder: Recorder, assigner: Assigner) -> None:
-    metrics.read(
-        telemetry.STORE_CONTACT_AGE, "Seconds since the lease was renewed", lambda: min(table.contact_age, 1e9)
-    )
-    metrics.read(telemetry.LEASE_VALID, "1 while candidates may get requests", lambda: float(table.lease_valid))
-    metrics.read(telemetry.RECORDS, "Sequence numbers handed out", lambda: recorder.recorded)
-    metrics.read(telemetry.RECORDS_QUEUED, "Records in memory that the store does not have", lambda: recorder.queued)
-    metrics.read(telemetry.RECORDS_SPILLED, "Records that waited on disk alone", lambda: recorder.spilled)
-    metrics.read(telemetry.RECORDS_DROPPED, "Records lost", lambda: recorder.dropped)
-    metrics.read(telemetry.JOURNAL_BYTES, "Bytes of the journal", lambda: recorder.journal_bytes)
-    metrics.read(telemetry.HEAVY_UNITS, "Units left out for their share of the traffic", assigner.heavy_units)
+def _add_gauges(
+    metrics: Metrics, table: RoutingTable, recorder: Recorder, assigner: Assigner, settings: GatewaySettings
+) -> None:
+    metrics.read(telemetry.STORE_CONTACT_AGE, lambda: min(table.contact_age, 1e9))
+    metrics.read(telemetry.LEASE_VALID, lambda: float(table.lease_valid))
+    metrics.read(telemetry.RECORDS, lambda: recorder.recorded)
+    metrics.read(telemetry.RECORDS_QUEUED, lambda: recorder.queued)
+    metrics.read(telemetry.RECORDS_SPILLED, lambda: recorder.spilled)
+    metrics.read(telemetry.RECORDS_DROPPED, lambda: recorder.dropped)
+    metrics.read(telemetry.RECORDER_LAG, lambda: recorder.lag)
+    metrics.read(telemetry.JOURNAL_BYTES, lambda: recorder.journal_bytes)
+    metrics.read(telemetry.JOURNAL_LIMIT, lambda: settings.recorder.journal_bytes)
+    metrics.read(telemetry.HEAVY_UNITS, assigner.heavy_units)
 
 
 def _add_errors(app: GatewayApp) -> None:

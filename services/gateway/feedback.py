@@ -7,7 +7,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Executor
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field
@@ -18,7 +18,7 @@ from services.gateway.assignment import Assigner
 from services.gateway.auth import Caller
 from services.gateway.metrics import Metrics
 from services.gateway.recorder import Recorder
-from services.store import Store, StoreError
+from services.store import Store, StoreError, is_bad_mark
 from services.store.records import Feedback, FeedbackKind, Observation
 
 REMEMBERED: Final = 50_000
@@ -96,6 +96,12 @@ class _Answer(msgspec.Struct, frozen=True):
     service: str
     tenant: str
     unit: str
+    revision: str
+    arm: str
+
+
+def _answer(row: Observation) -> _Answer:
+    return _Answer(row.service, row.tenant, row.unit, row.revision, row.arm)
 
 
 class Answered:
@@ -105,7 +111,7 @@ class Answered:
         self._answers: OrderedDict[str, _Answer] = OrderedDict()
 
     def remember(self, row: Observation) -> None:
-        self._answers[row.request_id] = _Answer(row.service, row.tenant, row.unit)
+        self._answers[row.request_id] = _answer(row)
         if len(self._answers) > REMEMBERED:
             self._answers.popitem(last=False)
 
@@ -161,7 +167,7 @@ class FeedbackDesk:
                 sequence=self._recorder.next_sequence(),
             )
         )
-        self._metrics.feedback(answer.service, given.kind)
+        self._metrics.feedback(answer.service, answer.revision, answer.arm, given.kind, _mark(given.kind, value))
         return FeedbackOut(id=shown, request_id=given.request_id)
 
     def _is_users(self, answer: _Answer, given: FeedbackIn, caller: Caller) -> bool:
@@ -178,7 +184,7 @@ class FeedbackDesk:
                     "The request cannot be looked up just now; send the feedback again later.", code="store_away"
                 ) from None
             if row is not None:
-                return _Answer(row.service, row.tenant, row.unit)
+                return _answer(row)
             if left:
                 await asyncio.sleep(LOOK_SECONDS)
         return None
@@ -187,6 +193,13 @@ class FeedbackDesk:
         """Whether the id says that its answer may have ended a moment ago."""
         made = uuid7_time(request_id)
         return made is not None and abs(self._store_time() - made) < LONGEST_ANSWER_SECONDS
+
+
+def _mark(kind: FeedbackKind, value: float | None) -> Literal["good", "bad", "neutral"]:
+    if is_bad_mark(kind, value):
+        return "bad"
+    good = kind == "thumb" or (kind == "rating" and value is not None and value >= 4) or kind == "copy"
+    return "good" if good else "neutral"
 
 
 def _stored_id(tenant: str, request_id: str, client_id: str) -> str:

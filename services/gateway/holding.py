@@ -69,7 +69,7 @@ class WaitingRooms:
                 raise place.refusal()
             yield place
         except EngineStarting as refusal:
-            self._metrics.refused(refusal.code or refusal.type)
+            self._metrics.refused(service, refusal.code or refusal.type)
             raise
         finally:
             if place.leave():

@@ -24,9 +24,14 @@ def _is_given(raw: msgspec.Raw) -> bool:
     return bytes(raw) not in (b"null", b"[]")
 
 
+class _PromptDetails(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
 class _Usage(msgspec.Struct):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    prompt_tokens_details: _PromptDetails | None = None
 
 
 class _Delta(msgspec.Struct):
@@ -70,7 +75,7 @@ class Meter:
     Attributes:
         ttft: until the first token arrived; None before, and for answers that do not stream.
         gap_max: the longest wait between two arrivals of tokens.
-        tokens_in, tokens_out: as the engine counts them.
+        tokens_in, tokens_out: as the engine counts them. tokens_cached: of tokens_in, those it had, where it tells.
         done: the answer is whole.
         text: the answer's first choice, where it is kept.
     """
@@ -81,6 +86,7 @@ class Meter:
         self.gap_max: float | None = None
         self.tokens_in: int | None = None
         self.tokens_out: int | None = None
+        self.tokens_cached: int | None = None
         self.done = False
         self._arrivals = 0
         self._first_at = self._last_at = started
@@ -156,6 +162,8 @@ class Meter:
     def _count(self, usage: _Usage) -> None:
         self.tokens_in = usage.prompt_tokens
         self.tokens_out = usage.completion_tokens
+        if usage.prompt_tokens_details is not None:
+            self.tokens_cached = usage.prompt_tokens_details.cached_tokens
 
     def _token(self, now: float) -> None:
         if self.ttft is None:

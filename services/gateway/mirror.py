@@ -167,7 +167,7 @@ class Mirror:
             tenant=copy.tenant,
         )
         self._recorder.record(row)
-        self._metrics.observed(row)
+        self._metrics.observed(row, cached=attempt.meter.tokens_cached)
         return attempt.meter.text if outcome == "ok" else None
 
     async def _keep(self, copy: Copy, content: Content) -> None:

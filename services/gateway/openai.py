@@ -17,6 +17,7 @@ from typing import Final
 import aiohttp
 from starlette.types import Receive, Scope, Send
 
+from services.common import telemetry
 from services.common.clock import Clock
 from services.common.identifiers import uuid7
 from services.common.routing import Hold, Rules, Target
@@ -106,7 +107,7 @@ class Completions:
             call = await self._admit(scope, receive, send, request_id)
             await self._answer(call, receive, send)
         except ClientGone:
-            self._metrics.refused("client_gone")
+            self._metrics.refused(telemetry.UNKNOWN, "client_gone")
         except ApiError as error:
             await respond_error(send, error, request_id)
         except Exception:  # the server must not answer in its own words
@@ -120,6 +121,7 @@ class Completions:
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> _Call:
         """Everything up to the choice of the engine; a refusal is counted by its code."""
+        service = telemetry.UNKNOWN
         try:
             head = Head(scope["headers"])
             began = self._clock.monotonic()
@@ -130,6 +132,7 @@ class Completions:
             if self._filters:
                 request, _ = sift_prompt(self._filters, request)
             entry, version = self._table.find(request.model)
+            service = entry.route.service
             user = request.user or head.user
             if user is not None and len(user) > USER_LENGTH:
                 raise BadRequest(f"X-User-Id is longer than {USER_LENGTH} characters.", code="too_long")
@@ -146,7 +149,7 @@ class Completions:
                     candidate_allowed=self._table.candidate_allowed(entry),
                 )
         except ApiError as error:
-            self._metrics.refused(error.code or error.type)
+            self._metrics.refused(service, error.code or error.type)
             raise
         call = _Call(
             request_id, head, caller, request, entry, placement,
@@ -372,7 +375,7 @@ class Completions:
         )
         self._recorder.record(row)
         self._answered.remember(row)
-        self._metrics.observed(row)
+        self._metrics.observed(row, cached=attempt.meter.tokens_cached, queued=attempt.began - call.began)
 
     def _settle(self, call: _Call, rules: Rules, attempt: Attempt, outcome: Outcome) -> Outcome:
         """Charges the answer's tokens and counts what filters did to it; the outcome, which is `filtered` where they withheld it."""

@@ -104,6 +104,11 @@ class Recorder:
     def journal_bytes(self) -> int:
         return self._journal.size
 
+    @property
+    def lag(self) -> float:
+        """Seconds since the oldest record of this boot was made that the store does not have; 0: it has them all."""
+        return max(0.0, self._store_time() - self._oldest_of_boot())
+
     def lease(self, routes: dict[str, int], now: float, *, seconds: float, address: str | None) -> GatewayLease:
         """The lease to renew at store time `now`, with the time up to which the store has everything of this gateway."""
         return GatewayLease(
@@ -161,6 +166,10 @@ class Recorder:
         """Store time of the oldest record that the store does not have."""
         if not self._replayed:
             return 0.0  # what an earlier boot left may be of any age
+        return self._oldest_of_boot()
+
+    def _oldest_of_boot(self) -> float:
+        """The same, of this boot's records; infinite where there is none."""
         if self._stored < self._disk_through:
             return self._disk_since
         if self._queue:

@@ -22,12 +22,13 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from services.common.clock import SystemClock
+from services.common.telemetry import CERTIFICATE_END
 from services.rollout.controller import Controller, FileSource, Source
 from services.rollout.errors import InvalidResource
 from services.rollout.health import Health, Question
 from services.rollout.lock import controller_lock
 from services.rollout.metrics import Metrics, health_app
-from services.rollout.operator.admission import admission_app, renew, tls
+from services.rollout.operator.admission import admission_app, certificate_end, renew, tls
 from services.rollout.operator.api import KubernetesApi
 from services.rollout.operator.cluster import ClusterSource
 from services.rollout.operator.resource import Surroundings
@@ -78,7 +79,7 @@ async def serve(
             source = FileSource(config, lambda service: loops(service, None))
         else:
             assert kubernetes is not None  # noqa: S101  see main
-            stamped = await _listen_for_admission(stack, settings)
+            stamped = await _listen_for_admission(stack, settings, metrics)
             around = Surroundings(kubernetes, store, loops, clock, stamped, settings.gateway_url)
             namespace = None if settings.all_namespaces else settings.namespace or kubernetes.namespace
             log.info("acting on LLMServices in %s", f"namespace {namespace}" if namespace else "all namespaces")
@@ -103,12 +104,15 @@ async def _listen(
     await web.TCPSite(runner, host, port, **options).start()  # type: ignore[arg-type]
 
 
-async def _listen_for_admission(stack: contextlib.AsyncExitStack, settings: ControllerSettings) -> bool:
+async def _listen_for_admission(
+    stack: contextlib.AsyncExitStack, settings: ControllerSettings, metrics: Metrics
+) -> bool:
     """Whether there is a webhook."""
     folder = settings.webhook_certificates
     if folder is None:
         return False
     context = tls(folder)
+    metrics.read(CERTIFICATE_END, partial(certificate_end, folder))
     await _listen(stack, admission_app(), settings.host, settings.webhook_port, ssl_context=context)
     renewal = asyncio.create_task(renew(context, folder), name="certificates")
     stack.callback(renewal.cancel)

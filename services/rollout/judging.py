@@ -9,6 +9,7 @@ import asyncio
 import json
 import logging
 from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from cryptography.fernet import Fernet, InvalidToken
@@ -25,14 +26,21 @@ AT_ONCE: Final = 8
 """Questions to the judge under way at once."""
 
 
+Judged = Callable[[str, str, Mapping[str, float]], None]
+
+
 class Judging:
     """The judge's work for one service."""
 
-    def __init__(self, service: str, store: Store, judge: Judge, content_key: bytes, pause: float) -> None:
-        """`pause`: seconds between two searches for new pairs."""
+    def __init__(
+        self, service: str, store: Store, judge: Judge, content_key: bytes, pause: float, judged: Judged
+    ) -> None:
+        """`pause`: seconds between two searches for new pairs. `judged` is told of each pair: service, what came of it (as in `counts`),
+        scores by arm.
+        """
         self._service, self._store, self._judge = service, store, judge
         self._cipher = Fernet(content_key)
-        self._pause = pause
+        self._pause, self._judged = pause, judged
         self._passed: set[str] = set()
         self.counts: Counter[str] = Counter()
         """judged, without_reference, unparsable, undecipherable: pairs so far; inconsistent: judged ones that turned with the order."""
@@ -61,7 +69,8 @@ class Judging:
             )
             await asyncio.to_thread(self._store.put_judgements, [one for one in scored if isinstance(one, Judgement)])
             if isinstance(self._judge, PairwiseJudge):
-                self.counts["inconsistent"] = self._judge.inconsistent
+                while self.counts["inconsistent"] < self._judge.inconsistent:
+                    self._count("inconsistent", {})
             for one in scored:
                 if isinstance(one, BaseException):
                     raise one
@@ -81,12 +90,16 @@ class Judging:
         if scores is None:
             self._pass(material, "without_reference")
             return None
-        self.counts["judged"] += 1
         candidate, stable = scores
+        self._count("judged", {"candidate": candidate, "control": stable})
         return Judgement(
             material.pair, material.rollout, material.unit, candidate, stable, self._judge.name, material.at, 0
         )
 
     def _pass(self, material: JudgeMaterial, why: str) -> None:
         self._passed.add(material.pair)
-        self.counts[why] += 1
+        self._count(why, {})
+
+    def _count(self, result: str, scores: Mapping[str, float]) -> None:
+        self.counts[result] += 1
+        self._judged(self._service, result, scores)

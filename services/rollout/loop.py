@@ -75,13 +75,20 @@ class ServiceLoop:
         """One look; None: it failed, and why was told."""
         decision = await self._turn(self._reconciler.look)
         if decision is not None:
-            self._metrics.looked(self.service.name, decision.status)
+            self._metrics.looked(
+                self.service.name,
+                decision,
+                self.last.readings if self.last is not None else (),
+                at=self._clock.time(),
+                seconds=self._clock.monotonic() - self._started,
+                interval=self.pause(decision),
+            )
         return decision
 
     async def retire(self) -> Retirement | None:
         """One look at the end of the service; None: it failed, and why was told."""
         retirement = await self._turn(self._reconciler.retire)
-        if retirement is not None and retirement.waiting is None:
+        if retirement is not None:
             self._metrics.gone(self.service.name)
         return retirement
 
@@ -124,6 +131,7 @@ class ServiceLoop:
             return await work()
         except LockHeld as error:
             log.warning("%s: no look without the lock: %s", name, error)
+            self._metrics.gone(name)  # whoever has it tells what there is; two would contradict each other
             return None
         except StoreError as error:
             log.warning("%s: the store is away, nothing was decided: %s", name, error)

@@ -27,6 +27,7 @@ from services.rollout.platforms.base import Platform
 from services.rollout.platforms.by_engine import PlatformByEngine
 from services.rollout.platforms.kuberay import KubeRayPlatform
 from services.rollout.platforms.kubernetes_objects import KubernetesObjects
+from services.rollout.platforms.measured import MeasuredPlatform
 from services.rollout.platforms.serve import ServePlatform
 from services.rollout.reconcile import Reconciler
 from services.rollout.registry import MlflowRegistry
@@ -74,9 +75,12 @@ class Parts:
 
         def make(service: LLMService, owner: Owner | None) -> ServiceLoop:
             def reconciler(of: LLMService) -> Reconciler:
-                return self._reconciler(of, owner)
+                return self._reconciler(of, owner, metrics)
 
-            return ServiceLoop(service, lock, reconciler, self._beside, metrics, health, self._clock)
+            def beside(of: LLMService) -> Collection[asyncio.Task[None]]:
+                return self._beside(of, metrics)
+
+            return ServiceLoop(service, lock, reconciler, beside, metrics, health, self._clock)
 
         return make
 
@@ -87,7 +91,7 @@ class Parts:
         await self._registry.close()
         self._store.close()
 
-    def _reconciler(self, service: LLMService, owner: Owner | None) -> Reconciler:
+    def _reconciler(self, service: LLMService, owner: Owner | None, metrics: Metrics) -> Reconciler:
         platforms: dict[str, Platform] = {} if self._serve is None else {"serve": self._serve}
         if self._kubernetes is not None and self._pods is not None:
             platforms["kuberay"] = KubeRayPlatform(
@@ -96,13 +100,14 @@ class Parts:
         # The resource may name another platform later: the reconciler knows the present one.
         engines = PlatformByEngine(platforms, lambda: reconciler.service.spec.engine.platform)
         cache, volume = self._settings.artifact_cache, self._settings.artifact_volume
-        platform = AdapterPlatform(engines, self._session, service.name, cache, volume)
+        adapters = AdapterPlatform(engines, self._session, service.name, cache, volume)
+        platform = MeasuredPlatform(adapters, self._clock, metrics.called)
         observer = Observer(self._store, self._registry, platform, self._settings.owner)
         executor = Executor(self._store, self._registry, platform, self._artifacts, self._clock)
         reconciler = Reconciler(service, self._store, observer, executor)
         return reconciler
 
-    def _beside(self, service: LLMService) -> Collection[asyncio.Task[None]]:
+    def _beside(self, service: LLMService, metrics: Metrics) -> Collection[asyncio.Task[None]]:
         """The tasks that run between a service's looks."""
         tasks = [asyncio.create_task(sweep(service, self._store), name=f"retention {service.name}")]
         if service.spec.rollout.notifications:
@@ -114,10 +119,10 @@ class Parts:
             )
         elif service.judged and self._settings.content_key is not None:
             key = self._settings.content_key.get_secret_value().encode()
-            tasks.append(asyncio.create_task(self._judge(service, key), name=f"judge {service.name}"))
+            tasks.append(asyncio.create_task(self._judge(service, key, metrics), name=f"judge {service.name}"))
         return tasks
 
-    async def _judge(self, service: LLMService, key: bytes) -> None:
+    async def _judge(self, service: LLMService, key: bytes, metrics: Metrics) -> None:
         while True:
             try:
                 judge = self._make_judge(service)
@@ -125,7 +130,8 @@ class Parts:
                 log.warning("judge of %s: %s; trying again", service.name, error)
                 await asyncio.sleep(RETRY_SECONDS)
             else:
-                await Judging(service.name, self._store, judge, key, pause=min(1.0, service.spec.rollout.look)).run()
+                pause = min(1.0, service.spec.rollout.look)
+                await Judging(service.name, self._store, judge, key, pause, metrics.judged).run()
 
     def _make_judge(self, service: LLMService) -> Judge:
         spec = service.spec.rollout.judge

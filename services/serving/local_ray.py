@@ -63,6 +63,13 @@ class LocalRay:
         self._scratch: Path | None = None
         self._process: asyncio.subprocess.Process | None = None
 
+    @property
+    def metrics_targets(self) -> Path:
+        """The file in which Ray lists what exposes metrics, as Prometheus reads it. Only while it runs."""
+        if self._scratch is None:
+            raise LocalRayError("Ray does not run")
+        return self._scratch / "prom_metrics_service_discovery.json"
+
     async def start(self, timeout: float = 120.0) -> None:
         """Returns when Serve's REST API answers. Raises LocalRayError; nothing is left running then."""
         if self._process is not None:

@@ -38,6 +38,7 @@ EVERYTHING: dict[str, Any] = {
         "watchAllNamespaces": True,
     },
     "ray": {"enabled": True},
+    "monitoring": {part: {"enabled": True} for part in ("serviceMonitor", "podMonitor", "rules", "dashboards")},
 }
 OWN = {"own-store", "own-mlflow", "own-tls"}
 

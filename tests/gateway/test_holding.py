@@ -106,7 +106,7 @@ async def test_beyond_the_bound_requests_are_refused(start: Any, sleeper: Sleepe
     assert (await ask(gateway))[0] == 200
     assert gateway.app.completions is not None
     refused = gateway.app.completions._metrics.registry.get_sample_value(
-        "understudy_gateway_refused_requests_total", {"reason": "engine_starting"}
+        "understudy_gateway_refused_requests_total", {"service": "assistant", "reason": "engine_starting"}
     )
     assert refused == 1
 

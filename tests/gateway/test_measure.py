@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.gateway.errors import AttemptFailed
@@ -25,6 +25,7 @@ def stream(ends: bytes, *, strip: bool = True) -> tuple[Meter, EventStream, byte
     return meter, events, b": hello" + ends + b"".join(b"event: x" + lines + b"data: " + data + ends for data in datas)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 60), max_size=30), st.sampled_from([b"\n\n", b"\r\n\r\n", b"\r\r"]), st.booleans())
 def test_the_cut_of_the_bytes_changes_nothing(sizes: list[int], ends: bytes, strip: bool) -> None:
     meter, events, sent = stream(ends, strip=strip)
@@ -79,3 +80,11 @@ def test_a_models_name_in_the_text_is_left_alone() -> None:
     rename = Rename("m-1", 'my "model"')
     body = b'{"content":"say \\"model\\":\\"m-1\\"","model":"m-1"}'
     assert rename(body) == b'{"content":"say \\"model\\":\\"m-1\\"","model":"my \\"model\\""}'
+
+
+def test_cached_tokens_are_taken_where_the_engine_tells() -> None:
+    told = b'{"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":4,"prompt_tokens_details":%s}}'
+    for details, cached in ((b'{"cached_tokens":6}', 6), (b"null", None), (b"{}", None)):
+        meter = Meter(0.0)
+        meter.event(told % details, 1.0)
+        assert (meter.tokens_in, meter.tokens_cached) == (9, cached)

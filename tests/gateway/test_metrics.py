@@ -37,10 +37,27 @@ async def test_arms_are_measured_and_nothing_of_the_clients_becomes_a_label(star
     for arm, revision in (("control", "assistant-v1-aaaa"), ("candidate", "assistant-v2-bbbb")):
         labels = f'{{arm="{arm}",kind="live",revision="{revision}",service="assistant"}}'
         assert f"{telemetry.TIME_TO_FIRST_TOKEN}_count{labels}" in text
-    assert f'{telemetry.REFUSED}{{reason="model_not_found"}} 10.0' in text
+    assert f'{telemetry.REFUSED}{{reason="model_not_found",service="unknown"}} 10.0' in text
     assert f"# TYPE {telemetry.RECORDS} counter" in text
     assert "gpt-" not in text
     assert "ada" not in text
+
+
+async def test_feedback_is_counted_by_arm_and_by_what_it_says(start: Any, idle: Route) -> None:
+    gateway = await start(idle)
+    headers = {"Authorization": f"Bearer {KEY}"}
+    async with aiohttp.ClientSession(headers=headers) as http:
+        body = {"model": "assistant", "messages": [{"role": "user", "content": "hi"}], "user": "ada"}
+        async with http.post(f"{gateway.url}/v1/chat/completions", json=body) as response:
+            request = response.headers["x-request-id"]
+        for kind, value in (("thumb", -1), ("rating", 5), ("dwell", 12)):
+            mark = {"request_id": request, "kind": kind, "value": value}
+            async with http.post(f"{gateway.url}/v1/feedback", json=mark) as response:
+                assert response.status == 201
+    text = await exposed(gateway)
+    for kind, mark in (("thumb", "bad"), ("rating", "good"), ("dwell", "neutral")):
+        labels = f'arm="stable",kind="{kind}",mark="{mark}",revision="assistant-v1-aaaa",service="assistant"'
+        assert f"{telemetry.FEEDBACK}{{{labels}}} 1.0" in text
 
 
 async def test_revisions_that_left_the_table_leave_the_metrics(start: Any, canary: Route, store: Store) -> None:

@@ -63,10 +63,10 @@ Make = Callable[..., Recorder]
 def make(store: FakeStore, tmp_path: Path) -> Iterator[Make]:
     with ThreadPoolExecutor(1) as executor:
 
-        def build(boot: str = "boot-1", **settings: Any) -> Recorder:
+        def build(boot: str = "boot-1", now: Callable[[], float] = lambda: 100.0, **settings: Any) -> Recorder:
             return Recorder(
                 cast(Store, store), tmp_path, RecorderSettings(**settings), executor,
-                gateway="g", boot=boot, store_time=lambda: 100.0,
+                gateway="g", boot=boot, store_time=now,
             )  # fmt: skip
 
         yield build
@@ -103,6 +103,21 @@ async def test_while_the_store_is_away_memory_is_bounded_and_nothing_is_lost(
     assert await recorder.flush()
     assert store.sequences == list(range(1, 41))
     assert len(list(tmp_path.glob("*.jsonl"))) <= 1
+
+
+async def test_lag_is_the_age_of_the_oldest_record_that_the_store_does_not_have(make: Make, store: FakeStore) -> None:
+    now = [100.0]
+    recorder = make(now=lambda: now[0], memory_rows=2)
+    assert recorder.lag == 0
+    store.away = True
+    fill(recorder, 1)
+    now[0] = 130.0
+    fill(recorder, 5)
+    assert not await recorder.flush()
+    assert recorder.lag == 30
+    store.away = False
+    assert await recorder.flush()
+    assert recorder.lag == 0
 
 
 async def test_records_that_come_while_the_disk_is_read_stay_in_order(make: Make, store: FakeStore) -> None:

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 
+from services.common import telemetry
 from services.common.clock import SystemClock
 from services.rollout import loop as module
 from services.rollout.controller import Controller, FileSource
@@ -188,4 +189,28 @@ async def test_a_look_comes_soon_where_somebody_waits_for_it(
     for number in range(services - 1):
         health.turned(f"other-{number}", 0.0)
     assert loop.pause(Decision((), status)) == pause
+    await loop.close()
+
+
+async def test_who_loses_the_lock_tells_nothing_more_of_its_services() -> None:
+    class Lock:
+        held = True
+
+        def take(self) -> None:
+            if not self.held:
+                raise LockHeld("another controller has it")
+
+    service = LLMService.model_validate({"metadata": {"name": "one"}, "spec": {"model": {"registeredModel": "one"}}})
+    metrics, clock, lock = Metrics(), SystemClock(), Lock()
+    make = lambda of: cast(Reconciler, Looker(of, []))  # noqa: E731
+    loop = ServiceLoop(service, cast(Any, lock), make, lambda _: (), metrics, Health(clock, {}), clock)
+
+    def last_look() -> float | None:
+        return metrics.registry.get_sample_value(telemetry.LAST_LOOK.name, {"service": "one"})
+
+    assert await loop.look() is not None
+    assert last_look() == pytest.approx(clock.time(), abs=30)
+    lock.held = False
+    assert await loop.look() is None
+    assert last_look() is None
     await loop.close()

@@ -12,9 +12,11 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from cryptography.fernet import Fernet
 
+from services.common import telemetry
 from services.rollout.errors import InvalidResource, JudgeUnavailable, Unparsable
 from services.rollout.judge import ChatEndpoint, ExactMatchJudge, PairwiseJudge, RubricJudge, Scores
 from services.rollout.judging import Judging
+from services.rollout.metrics import Metrics
 from services.store import JudgeMaterial, Store, migrate, open_store
 from tests.fakes.rollout_rows import row
 
@@ -126,10 +128,18 @@ async def test_material_is_scored_once_and_then_gone(store: Store) -> None:
         _material("d", {"prompt": "x"}),
     ]
     store.put_judge_material([JudgeMaterial(m.pair, m.rollout, m.unit, m.ciphertext, now) for m in material])
-    judging = Judging("assistant", store, ExactMatchJudge({"capital of france?": "paris"}), KEY, 1.0)
+    metrics = Metrics()
+    judge = ExactMatchJudge({"capital of france?": "paris"})
+    judging = Judging("assistant", store, judge, KEY, 1.0, metrics.judged)
     for _ in range(2):
         await judging.judge_waiting()
-    assert judging.counts == {"judged": 1, "without_reference": 1, "undecipherable": 2}
+    for result, count in {"judged": 1, "without_reference": 1, "undecipherable": 2}.items():
+        labels = {"service": "assistant", "result": result}
+        assert metrics.registry.get_sample_value(telemetry.JUDGEMENTS.name, labels) == count
+    assert (
+        metrics.registry.get_sample_value("understudy_judge_score_sum", {"service": "assistant", "arm": "candidate"})
+        == 1
+    )
     (judgement,) = store.judgements("r1", 0)
     assert (judgement.pair, judgement.candidate, judgement.stable) == ("a", 1.0, 0.0)
     assert "a" not in {one.pair for one in store.judge_material("r1", 10)}

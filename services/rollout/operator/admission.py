@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from aiohttp import web
+from cryptography import x509
 from pydantic import ValidationError
 
 from services.common.manifest import explain
@@ -90,6 +91,15 @@ def tls(folder: Path) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     _load(context, folder)
     return context
+
+
+def certificate_end(folder: Path) -> float:
+    """When tls.crt ends, in seconds since the epoch. Raises OSError, also where it is no certificate."""
+    try:
+        found = x509.load_pem_x509_certificate((folder / "tls.crt").read_bytes())
+    except ValueError as error:
+        raise OSError(f"{folder / 'tls.crt'}: {error}") from error
+    return found.not_valid_after_utc.timestamp()
 
 
 async def renew(context: ssl.SSLContext, folder: Path) -> None:

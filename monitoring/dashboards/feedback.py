@@ -1,0 +1,49 @@
+"""Feedback: what users say, by kind, arm and revision, beside what the judge says."""
+
+from __future__ import annotations
+
+from monitoring.panels import LIVE, REVISION, SERVICE, Dashboard, Query, Row, Variable, graph, mean, number, rate, share
+from services.common import telemetry as t
+
+_BAD = 'mark="bad"'
+_ANSWERS = f'{LIVE},outcome="ok"'
+
+USERS = Row("Users", (
+    number("Bad", "Share of the feedback that is bad: thumbs down, ratings of 2 or less, retries, escalations.",
+           share(t.FEEDBACK, REVISION, _BAD, ""), "percentunit", 6),
+    number("Said anything", "Marks for each whole answer.",
+           f"{rate(t.FEEDBACK, REVISION, '')} / {rate(t.REQUESTS, _ANSWERS, '')}", "percentunit", 6),
+    number("Marks", "Marks each second.", rate(t.FEEDBACK, REVISION, ""), "short", 6),
+    number("Bad marks for each answer", "What the objective counts, over an hour.",
+           f'max(understudy:sli_bad:ratio_rate1h{{{SERVICE},sli="feedback"}})', "percentunit", 6),
+))  # fmt: skip
+
+SHARES = Row("Shares", (
+    graph("Bad feedback by revision", "Share of the marks that are bad.",
+          Query(share(t.FEEDBACK, REVISION, _BAD, "service, revision"), "{{revision}}"), unit="percentunit", width=12),
+    graph("Bad feedback by arm", "The same by arm; only control and candidate can be compared, their users were drawn by lot.",
+          Query(share(t.FEEDBACK, REVISION, _BAD, "service, arm"), "{{service}} {{arm}}"), unit="percentunit", width=12),
+    graph("By kind", "Marks each second by kind.",
+          Query(rate(t.FEEDBACK, REVISION, "kind"), "{{kind}}")),
+    graph("By kind and mark", "Good, bad, neutral.", Query(rate(t.FEEDBACK, REVISION, "kind, mark"), "{{kind}} {{mark}}")),
+    graph("Guardrail", "The controller's evidence on feedback: e-value over threshold; 1 aborts.",
+          Query(f'{t.ROLLOUT_E_VALUE}{{{SERVICE},claim="harm",metric=~"feedback|judge|errors"}}'
+                f' / {t.ROLLOUT_THRESHOLD}{{{SERVICE},claim="harm",metric=~"feedback|judge|errors"}}', "{{service}} {{metric}}")),
+))  # fmt: skip
+
+JUDGE = Row("Judge", (
+    graph("Score by arm", "Mean score of mirrored answers.", Query(mean(t.JUDGE_SCORE, SERVICE, "service, arm"), "{{service}} {{arm}}"),
+          width=12, top=1.0),
+    graph("Pairs", "Mirrored pairs each second by what came of them.",
+          Query(rate(t.JUDGEMENTS, SERVICE, "service, result"), "{{service}} {{result}}"), width=12),
+))  # fmt: skip
+
+DASHBOARD = Dashboard(
+    "understudy-feedback", "Understudy / Feedback", "What users say of answers, and what the judge says.",
+    (USERS, SHARES, JUDGE),
+    (
+        Variable("namespace", f"label_values({t.REQUESTS}, namespace)"),
+        Variable("service", f'label_values({t.REQUESTS}{{namespace=~"$namespace"}}, service)'),
+        Variable("revision", f"label_values({t.REQUESTS}{{{SERVICE}}}, revision)"),
+    ),
+)  # fmt: skip
