@@ -84,6 +84,7 @@ bench: setup-engine models ## measure what the README claims, into benchmarks/re
 generate: setup ## write what is generated: reference pages, the resource's definition, the chart's schema and README
 	@PYTHONPATH=. $(BIN)/python docs/generate.py
 	@$(BIN)/python charts/generate.py
+	@PYTHONPATH=. $(BIN)/python monitoring/generate.py
 verify: generate ## fail when what is generated is not what is committed
 	@git diff --exit-code --stat -- docs/reference charts/understudy || { echo "generated files differ: commit what 'make generate' wrote"; exit 1; }
 
