@@ -202,7 +202,6 @@ def _ground(
     Raises:
         UsageFault: neither options nor store say enough.
     """
-    from services.cli.connection import DEMO_STORE
     from services.cli.sources import opened_source
     from services.rollout.planning import given_traffic
 
@@ -210,7 +209,7 @@ def _ground(
     if users_per_week is not None and users_per_day is None:
         raise UsageFault("--users-per-week needs --users-per-day beside it")
     found, measured = None, None
-    if rules is None or users_per_day is None or where.in_cluster or where.store or DEMO_STORE.exists():
+    if rules is None or users_per_day is None or where.in_cluster or where.store:
         with opened_source(where) as source:
             if rules is None:
                 rules = source.resource(_named(service))

@@ -50,7 +50,7 @@ class Rehearsal(Resource):
     min_pairs: int = Field(default=200, ge=0, le=10_000_000, description="Mirrored pairs before the rehearsal may end.")
     min_duration: Duration = Field(default=600.0, ge=0, description="Time before the rehearsal may end.")
     max_duration: Lasting = Field(
-        default=14_400.0, description="Time after which an unfinished rehearsal is held for a person."
+        default=86_400.0, description="Time after which an unfinished rehearsal is held for a person."
     )
     in_flight: int = Field(
         default=4, ge=1, le=10_000, description="Mirrored pairs under way at once in one gateway; more are dropped."
@@ -77,7 +77,7 @@ class CanaryStep(Resource):
         description="Users per arm, first exposed in this step and closed, before the step may end.",
     )
     max_duration: Lasting = Field(
-        default=172_800.0, description="Time after which an undecided step is held for a person."
+        default=259_200.0, description="Time after which an undecided step is held for a person."
     )
     approval: bool = Field(default=False, description="Whether a person must approve the end of this step.")
 

@@ -41,12 +41,12 @@ def document(capture: Capture, *arguments: str) -> dict[str, Any]:
 
 
 def test_a_plan_needs_no_platform(capsys: Capture) -> None:
-    assert run(["plan", "-f", "assistant.yaml", "-u", "5000"]) == 0
+    assert run(["plan", "-f", "assistant.yaml", "-u", "1500"]) == 0
     text = capsys.readouterr().out
     for words in (
-        "At 5,000 users a day (as given) a rollout of assistant would be held for lack of users.",
-        "held after 4 h",
-        "Out of reach: the rehearsal comes to 83 of minPairs 200 in 4 h; with 13,000 users a day it could.",
+        "At 1,500 users a day (as given) a rollout of assistant would be held for lack of users.",
+        "held after 24 h",
+        "Out of reach: the rehearsal comes to 150 of minPairs 200 in 24 h; with 2,100 users a day it could.",
         "Assumed of stable, since nothing was measured: errors: 1 % of the users",
     ):
         assert words in text

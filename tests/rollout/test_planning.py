@@ -56,7 +56,7 @@ def test_little_traffic_is_told_with_what_would_do() -> None:
     few = caution(PRODUCTION, Traffic(200))
     assert few is not None
     assert few.reason == reasons.MARGIN_OUT_OF_REACH
-    assert "the rehearsal comes to 3 of minPairs 200 in 4 h; with 13,000 users a day it could" in few.message
+    assert "the rehearsal comes to 20 of minPairs 200 in 24 h; with 2,100 users a day it could" in few.message
     assert "cannot show errors within the margin of 0.01 in 7 d" in few.message
     assert caution(PRODUCTION, Traffic(100_000)) is None
 
