@@ -56,16 +56,16 @@ class Piece:
 def rollouts() -> list[Cell]:
     """Tables 1 to 6."""
     cells = [Cell(f"same/{kind}/{rho}", replace(KINDS[kind][0], correlation=rho), 400) for kind, rho in SAME]
-    runs = {0.5: 100, 1.0: 200, 2.0: 200, 5.0: 200}
+    runs = {0.5: 60, 1.0: 100, 2.0: 120, 5.0: 120}
     cells += [Cell(f"effect/{m}/{e:g}", replace(Traffic(), **{m: e}), runs[e]) for m in METRICS for e in EFFECTS]
-    cells += [Cell("effect/ttft-idle/2", Traffic(ttft=2.0, idle=True), 100)]
+    cells += [Cell("effect/ttft-idle/2", Traffic(ttft=2.0, idle=True), 60)]
     cells += [
-        Cell(f"incident/{length}/0.3", Traffic(incident=-1.0, incident_minutes=minutes, correlation=0.3), 400)
+        Cell(f"incident/{length}/0.3", Traffic(incident=-1.0, incident_minutes=minutes, correlation=0.3), 300)
         for length, minutes in INCIDENTS.items()
     ]
     many = Traffic(users_per_day=30_000.0)
-    cells += [Cell(f"late/errors/{n}", replace(many, errors=4.0, onset=n), 100) for n in ONSETS]
-    cells += [Cell(f"late/ttft/{n}", replace(many, ttft=2.5, onset=n), 100) for n in ONSETS]
+    cells += [Cell(f"late/errors/{n}", replace(many, errors=4.0, onset=n), 60) for n in ONSETS]
+    cells += [Cell(f"late/ttft/{n}", replace(many, ttft=2.5, onset=n), 40) for n in ONSETS]
     for users in FEW:
         for label, harm in (("same", 0.0), ("errors", 5.0)):
             few = Traffic(users_per_day=float(users), errors=harm)
@@ -116,13 +116,13 @@ def _samples() -> list[tuple[str, Compute, int, int]]:
             ]
         found += [
             (f"point/{name}/adaptive/1", _mixture(point, 1, False, MOST), 1_000, 100),
-            (f"point/{name}/no past/1", _with_past(point, False), 400, 25),
-            (f"point/{name}/past/1", _with_past(point, True), 400, 25),
+            (f"point/{name}/no past/1", _with_past(point, False), 300, 25),
+            (f"point/{name}/past/1", _with_past(point, True), 300, 25),
             (f"boundary/{name}/design", _design(point, 1, BOUNDARY, point.margin), 4_000, 1_000),
-            (f"boundary/{name}/mixture", _mixture(point, 1, True, BOUNDARY, point.margin), 2_000, 100),
+            (f"boundary/{name}/mixture", _mixture(point, 1, True, BOUNDARY, point.margin), 1_000, 100),
         ]
     for level in levels():
-        found += [(f"slower/{level.name}/{sigma:g}", _slower(level, sigma), 200, 25) for sigma in SIGMAS]
+        found += [(f"slower/{level.name}/{sigma:g}", _slower(level, sigma), 100, 25) for sigma in SIGMAS]
     return found
 
 

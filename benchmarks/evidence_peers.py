@@ -368,7 +368,7 @@ class GrowthBook:
     Metrics: users with a failure, users with a bad mark, mean of a user's TTFT.
 
     Source: docs.growthbook.io/statistics/sequential; growthbook/growthbook, packages/stats/gbstats/frequentist/tests.py
-    (sequential_tuning_parameter = 5000, no correction over metrics by default). Looks every 10 min from 100 users an arm.
+    (sequential_tuning_parameter = 5000, no correction over metrics by default). Looks every 20 min from 100 users an arm.
     """
 
     name = "growthbook"

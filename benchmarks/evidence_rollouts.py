@@ -26,6 +26,8 @@ from benchmarks.evidence_peers import (
 from benchmarks.evidence_traffic import HORIZON, SETTLE, Bools, Floats, Outcomes, Requests, Stream, Traffic
 from benchmarks.evidence_understudy import Understudy, Values, part_of, resource, unit_values
 
+SPAN = 1200.0
+"""Seconds of traffic made at once; a new step's share of users holds from the next span on."""
 FIRST = 3600.0
 """The first span: the rules that split requests have decided by then, and no step ends before."""
 
@@ -118,7 +120,7 @@ def _ladder_rules(cell: Cell, stream: Stream, first: Requests, rng: np.random.Ge
                     break
         if peers.undecided:
             peers.pass_time(requests, end)
-        start, end = end, end + cell.look
+        start, end = end, end + max(SPAN, cell.look)
         reach = max(ours.weight if undecided else 0.0, peers.weight if peers.undecided else 0.0)
         requests = stream.span(start, end, reach)
     return found | peers.found

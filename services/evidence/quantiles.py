@@ -10,7 +10,7 @@ import math
 import zlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -119,14 +119,14 @@ class Sample:
         self._tuned_for = round(TUNED_VARIANCE / (quantile * (1 - quantile)))
         self.place = int(self._below.searchsorted(self.n * quantile)) - 1 if self.n else 0
 
-    @cached_property
-    def evidence(self) -> Floats:
-        """Log evidence against "the quantile lies in this bin", for every bin.
+    def evidence(self, start: int, end: int) -> Floats:
+        """Log evidence against "the quantile lies in this bin", for the bins from `start` to before `end`.
 
         Values in the bin leave the count of values below the quantile open: the count that speaks least against the bin is taken, which
         makes ties and binning harmless.
         """
-        counts = np.minimum(np.maximum(self.n * self._quantile, self._below[:-1]), self._below[1:])
+        fewest, most = self._below[start:end], self._below[start + 1 : end + 1]
+        counts = np.minimum(np.maximum(self.n * self._quantile, fewest), most)
         return log_coin_martingales(counts, self.n, self._quantile, self._alpha, self._tuned_for)
 
     @property
@@ -149,9 +149,9 @@ def log_ratio_evidence(control: Sample, candidate: Sample, shift: int) -> float:
     first, end = control.place, candidate.place - shift
     if end <= first:  # the samples agree with the null
         return control.least_evidence + candidate.least_evidence
-    mine = control.evidence[first : end + 1]
-    places = np.arange(first + shift, first + shift + len(mine))
-    theirs = candidate.evidence[np.minimum(np.maximum(places, 0), candidate.place)]
+    mine = control.evidence(first, min(end, control.last) + 1)
+    places = np.arange(first + shift, first + shift + len(mine)).clip(0, candidate.place)
+    theirs = candidate.evidence(int(places[0]), int(places[-1]) + 1)[places - places[0]]
     if end >= control.last:  # the control's quantile may lie anywhere above
         theirs[-1] = candidate.least_evidence
     return float((mine + theirs).min())
