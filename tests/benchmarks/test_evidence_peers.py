@@ -153,9 +153,9 @@ def test_the_ladder_is_that_of_production() -> None:
     assert ladder.weight == 0.01, "one user is missing"
     assert not ladder.pass_time(7200.0, 1)
     assert ladder.weight == 0.05
-    assert not ladder.pass_time(7200.0 + 172_800.0, 0)
+    assert not ladder.pass_time(7200.0 + 259_200.0, 0)
     assert ladder.weight == 0.25, "the longest time is over"
-    ladder.pass_time(200_000.0, 500)
+    ladder.pass_time(300_000.0, 500)
     assert ladder.weight == 0.5
-    assert not ladder.pass_time(200_000.0 + 86_000.0, 5_000)
-    assert ladder.pass_time(200_000.0 + 86_400.0, 10)
+    assert not ladder.pass_time(300_000.0 + 86_000.0, 5_000)
+    assert ladder.pass_time(300_000.0 + 86_400.0, 10)
