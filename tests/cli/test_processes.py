@@ -115,7 +115,9 @@ def test_a_closed_terminal_ends_everything_in_order(tmp_path: Path) -> None:
         preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
     )  # fmt: skip
     os.close(theirs)
-    assert os.read(ours, 100).strip() == b"running"
-    os.close(ours)
+    with os.fdopen(ours, "rb", buffering=0) as terminal:
+        assert (
+            terminal.readline().strip() == b"running"
+        )  # to its end: a terminal closed in midst of a line is the writer's error
     assert process.wait(10) == 0
     assert ended.exists()

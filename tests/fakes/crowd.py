@@ -153,7 +153,7 @@ class Crowd:
         self._requests += 1
         door = self.doors[self._requests % len(self.doors)]
         unit = door.assigner.unit(Caller("key", user.tenant, frozenset(), None), user.name)
-        placement = self.spoils(door, door.assigner.place(entry, unit, candidate_allowed=True))
+        placement = self.spoils(door, door.assigner.place(entry, unit, lease_valid=True, candidate_allowed=True))
         route, name = entry.route, f"request-{self._requests:07}"
         asked[placement.target.revision] += 1
         common: dict[str, Any] = {

@@ -275,6 +275,16 @@ ELSEWHERE = {
     Row(
         ("resource",), "deleted, but platform or registry could not be reached in time: what it had there remains", "none", "LeftBehind"
     ): "operator/test_resource.py",
+    Row(("experiment",), "no rollout compares, and every variant's engine answers: it begins", "none", "ExperimentStarted"):
+        "test_experiment.py",
+    Row(("experiment",), "users are shared out and compared", "none", "ExperimentRunning"): "test_experiment.py",
+    Row(("experiment",), "a rollout is under way: it begins after that", "none", "AwaitingRollout"): "test_experiment.py",
+    Row(("experiment",), "a difference, or that there is none beyond the margin, is shown", "none", "ExperimentClaim"):
+        "test_experiment_loop.py",
+    Row(("experiment",), "its `maxDuration` is over", "none", "ExperimentEnded"): "test_experiment.py",
+    Row(("experiment",), "it was taken out of the resource", "none", "ExperimentRemoved"): "test_experiment.py",
+    Row(("experiment",), "it was changed while it ran: the experiment that began stays in force", "none", "ExperimentChanged"):
+        "test_experiment.py",
     Row(("notifications",), "events are sent from here on", "none", "NotificationsBegin"): "test_notify.py",
     Row(("notifications",), "the receiver took an event", "none", "NotificationSent"): "test_notify.py",
     Row(
