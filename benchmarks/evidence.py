@@ -113,15 +113,19 @@ def main(arguments: Iterable[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few runs a cell, about a minute")
+    parser.add_argument(
+        "--share", type=float, default=1.0, help="share of the runs: 0.1 takes minutes, with wide intervals"
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; default: one a core")
     parser.add_argument("--render", action="store_true", help="only pictures and document, from evidence.json")
     options = parser.parse_args(None if arguments is None else list(arguments))
     target = RESULTS / ("evidence-quick.json" if options.quick else "evidence.json")
     if not options.render:
         began = time.monotonic()
-        runs, seconds = by_cell(work(QUICK if options.quick else 1.0, options.workers))
+        runs, seconds = by_cell(work(QUICK if options.quick else options.share, options.workers))
         result = {
-            "command": "python -m benchmarks.evidence" + (" --quick" if options.quick else ""),
+            "command": "python -m benchmarks.evidence"
+            + (" --quick" if options.quick else f" --share {options.share:g}" if options.share < 1 else ""),
             "machine": {"cores": os.cpu_count(), "python": machine.python_version()},
             "versions": {name: version(name) for name in ("numpy", "scipy")},
             "seed": SEED,
@@ -132,9 +136,9 @@ def main(arguments: Iterable[str] | None = None) -> int:
         target.write_text(json.dumps(result, indent=1) + "\n")
         print(f"wrote {target}")
     if not options.quick:
-        tables = json.loads(target.read_text())["tables"]
-        draw(tables, RESULTS)
-        write_document(tables, DOCUMENT)
+        result = json.loads(target.read_text())
+        draw(result["tables"], RESULTS)
+        write_document(result["tables"], result["command"], DOCUMENT)
         print(f"drew {RESULTS}/evidence-*.png and wrote the tables of {DOCUMENT}")
     return 0
 

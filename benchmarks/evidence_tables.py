@@ -97,10 +97,10 @@ def _known(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def write_document(tables: Table, path: Path) -> None:
-    """Fills the document's tables, between the markers that name them."""
+def write_document(tables: Table, command: str, path: Path) -> None:
+    """Fills the document's tables, and the command that they come from, between the markers that name them."""
     text = path.read_text()
-    for name, lines in _documents(tables).items():
+    for name, lines in {"command": [f"The figures below come from `{command}`."], **_documents(tables)}.items():
         block = f"<!-- begin {name} -->\n\n" + "\n".join(lines) + f"\n\n<!-- end {name} -->"
         text, found = re.subn(
             rf"<!-- begin {name} -->.*?<!-- end {name} -->", lambda _, b=block: b, text, flags=re.DOTALL

@@ -166,9 +166,9 @@ def test_every_table_has_its_place(tmp_path: Path) -> None:
     json.dumps(tables, allow_nan=False)
     document = tmp_path / "proof.md"
     document.write_text(evidence.DOCUMENT.read_text())
-    write_document(tables, document)
+    write_document(tables, "python -m benchmarks.evidence", document)
     assert "| Understudy |" in document.read_text()
     filled = document.read_text()
-    write_document(tables, document)
+    write_document(tables, "python -m benchmarks.evidence", document)
     assert document.read_text() == filled, "writing twice changes nothing"
     assert Traffic().users_per_day == 10_000
