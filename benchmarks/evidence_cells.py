@@ -57,7 +57,12 @@ def rollouts() -> list[Cell]:
     """Tables 1 to 6."""
     cells = [Cell(f"same/{kind}/{rho}", replace(KINDS[kind][0], correlation=rho), 400) for kind, rho in SAME]
     runs = {0.5: 60, 1.0: 100, 2.0: 120, 5.0: 120}
-    cells += [Cell(f"effect/{m}/{e:g}", replace(Traffic(), **{m: e}), runs[e]) for m in METRICS for e in EFFECTS]
+    kinds = {"feedback": "marks"}
+    cells += [
+        Cell(f"effect/{m}/{e:g}", Traffic().worse(m, e), runs[e], kinds.get(m, "production"))
+        for m in METRICS
+        for e in EFFECTS
+    ]
     cells += [Cell("effect/ttft-idle/2", Traffic(ttft=2.0, idle=True), 60)]
     cells += [
         Cell(f"incident/{length}/0.3", Traffic(incident=-1.0, incident_minutes=minutes, correlation=0.3), 300)

@@ -34,12 +34,12 @@ FIRST = 3600.0
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of a table: a kind of traffic, and which ladder Understudy climbs."""
+    """One cell of a table: a kind of traffic, and which kind of resource Understudy has (see `evidence_understudy.resource`)."""
 
     name: str
     traffic: Traffic
     runs: int
-    ladder: str = "production"
+    resource: str = "production"
     look: float = 600.0
     """Seconds between two looks. The product looks every 10 s: a verdict comes up to so much later here, never earlier."""
 
@@ -104,8 +104,8 @@ def _split_rules(stream: Stream, first: Requests, known: History) -> dict[str, O
 
 
 def _ladder_rules(cell: Cell, stream: Stream, first: Requests, rng: np.random.Generator) -> dict[str, Outcome]:
-    ours, arms = Understudy(cell.ladder, cell.look, rng), _Arms(stream)
-    peers = _LadderPeers(cell.ladder, stream)
+    ours, arms = Understudy(cell.resource, cell.look, rng), _Arms(stream)
+    peers = _LadderPeers(cell.resource, stream)
     found: dict[str, Outcome] = {}
     start, end, requests = 0.0, FIRST, first
     undecided = True
@@ -129,9 +129,9 @@ def _ladder_rules(cell: Cell, stream: Stream, first: Requests, rng: np.random.Ge
 class _LadderPeers:
     """The rules that climb the ladder by the clock: one route, one metrics store, three verdicts."""
 
-    def __init__(self, ladder: str, stream: Stream) -> None:
+    def __init__(self, kind: str, stream: Stream) -> None:
         self._ladder, self._arms, self._minutes = (
-            Ladder(resource(ladder).spec.rollout.canary.steps),
+            Ladder(resource(kind).spec.rollout.canary.steps),
             _Arms(stream),
             Minutes(),
         )

@@ -194,7 +194,7 @@ def slower(level: Level, sigma: float, runs: int, rng: np.random.Generator, most
             if rail.reading().harmful:
                 break
             start, end = end, min(most, 2 * end)
-        found.append(first_harmful(before, new, np.arange(start, end) + 0.5) + 0.5 if start < most else math.inf)
+        found.append(first_harmful(before, new, np.arange(start, end, dtype=float)) + 1 if start < most else math.inf)
     return found
 
 

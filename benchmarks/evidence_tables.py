@@ -102,11 +102,10 @@ def write_document(tables: Table, command: str, path: Path) -> None:
     text = path.read_text()
     for name, lines in {"command": [f"The figures below come from `{command}`."], **_documents(tables)}.items():
         block = f"<!-- begin {name} -->\n\n" + "\n".join(lines) + f"\n\n<!-- end {name} -->"
-        text, found = re.subn(
-            rf"<!-- begin {name} -->.*?<!-- end {name} -->", lambda _, b=block: b, text, flags=re.DOTALL
-        )
-        if not found:
+        place = re.search(rf"<!-- begin {name} -->.*?<!-- end {name} -->", text, re.DOTALL)
+        if place is None:
             raise ValueError(f"{path} has no place for the table {name}")
+        text = text[: place.start()] + block + text[place.end() :]
     path.write_text(text)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -69,6 +69,10 @@ class Traffic:
     """Candidate's TTFT is 2.5 times as long at its start and settles within half an hour."""
     idle: bool = False
     """The candidate's replica is loaded by its own share of the users only: fast until it gets half of them."""
+
+    def worse(self, metric: str, margins: float) -> Traffic:
+        """The same with an effect on one metric."""
+        return replace(self, **{metric: margins})  # type: ignore[arg-type]
 
 
 @dataclass

@@ -28,7 +28,7 @@ from services.evidence import Guardrail, Reading, UnitValue
 from services.evidence.summaries import Arm
 from services.rollout.observed import EvidenceView
 from services.rollout.plans import plans
-from services.rollout.resources import LLMService
+from services.rollout.resources import LLMService, Rollout
 from tests.fakes.rollout_world import World
 
 HISTORY = 5_000
@@ -76,11 +76,15 @@ def unit_values(requests: Requests, seen: Outcomes, in_arm: Bools, candidate: Bo
     )
 
 
-def resource(ladder: str) -> LLMService:
-    """The production resource: every default, the gate apart; with the small ladder where it is asked for."""
+def resource(kind: str) -> LLMService:
+    """The production resource, every default but the gate; `small`: with the small ladder; `marks`: bad marks must be shown non-inferior
+    too, where by default they must only not be shown harmful."""
     rollout: dict[str, Any] = {"gate": {"enabled": False}}
-    if ladder == "small":
+    if kind == "small":
         rollout["canary"] = {"steps": SMALL_LADDER}
+    if kind == "marks":
+        defaults = Rollout().guardrails
+        rollout["guardrails"] = [{"metric": g.metric, "margin": g.margin, "mode": "nonInferior"} for g in defaults]
     return LLMService.model_validate(
         {
             "apiVersion": "understudy.dev/v1alpha1",
@@ -110,8 +114,8 @@ class Understudy:
 
     name = "understudy"
 
-    def __init__(self, ladder: str, look: float, rng: np.random.Generator) -> None:
-        self._world = World(resource(ladder))
+    def __init__(self, kind: str, look: float, rng: np.random.Generator) -> None:
+        self._world = World(resource(kind))
         baseline = {
             "failure_rate": rng.binomial(HISTORY, FAILING_USERS) / HISTORY,
             "bad_feedback_rate": rng.binomial(HISTORY, MARKING_USERS) / HISTORY,
