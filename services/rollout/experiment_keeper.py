@@ -1,5 +1,6 @@
-"""The experiments of one service between looks: reads the store's rows once, folds what closed, stores results. Called by `reconcile`, in
-threads; decides nothing but that evidence is void.
+"""The experiments of one service between looks: reads the store's rows once, folds what closed, stores results. Called by `reconcile`;
+decides nothing but that evidence is void. Most services have no experiment, and are looked at as often: a thread is used only where the
+store is asked.
 
 An experiment lasts weeks. Its results are read at every look in its first minutes, then ever more seldom, so that neither readings nor
 state grow with the number of looks.
@@ -7,6 +8,7 @@ state grow with the number of looks.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
@@ -39,16 +41,17 @@ class ExperimentKeeper:
         self._rows: dict[str, ExperimentRow] | None = None
         self._evidence: dict[str, ExperimentEvidence] = {}
 
-    def versions(self, service: LLMService) -> tuple[str, ...]:
+    async def versions(self, service: LLMService) -> tuple[str, ...]:
         """What must run beside stable. Raises StoreError."""
-        return versions(service.spec.experiments, list(self._known(service).values()))
+        rows = self._rows if self._rows is not None else await asyncio.to_thread(self._known, service)
+        return versions(service.spec.experiments, list(rows.values()))
 
-    def look(self, service: LLMService, sight: Sight) -> Sight:
+    async def look(self, service: LLMService, sight: Sight) -> Sight:
         """Folds what closed up to the watermark; the look with the rows as they stand then. Raises StoreError."""
-        rows = self._known(service)
-        for row in list(rows.values()):
-            if row.finished_at is None:
-                self._read(row, sight)
+        if self._rows is None or any(row.finished_at is None for row in self._rows.values()):
+            rows = await asyncio.to_thread(self._read_all, service, sight)
+        else:
+            rows = self._rows
         return replace(sight, observed=replace(sight.observed, experiments=tuple(rows.values())))
 
     def keep(self, row: ExperimentRow, at: float) -> None:
@@ -73,6 +76,13 @@ class ExperimentKeeper:
         if self._rows is None:
             self._rows = {row.id: _readable(row) for row in self._store.experiments(service.name)}
         return self._rows
+
+    def _read_all(self, service: LLMService, sight: Sight) -> dict[str, ExperimentRow]:
+        rows = self._known(service)
+        for row in list(rows.values()):
+            if row.finished_at is None:
+                self._read(row, sight)
+        return rows
 
     def _read(self, row: ExperimentRow, sight: Sight) -> None:
         """New results, where they are due or the last ones."""

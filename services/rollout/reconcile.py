@@ -66,17 +66,16 @@ class Reconciler:
             StoreError: nothing was decided; what was folded is forgotten and read again from the store.
         """
         try:
-            tried = await asyncio.to_thread(self._experiments.versions, self.service)
+            tried = await self._experiments.versions(self.service)
             sight = await self._observer.look(self.service, self.conditions, self._executor.refused, tried)
-            sight = await asyncio.to_thread(self._experiments.look, self.service, sight)
+            sight = await self._experiments.look(self.service, sight)
             rules = sight.observed.rules or self.service
             evidence = await self._folded(sight, rules)
             step = sight.observed.rollout.step if sight.observed.rollout else 0
             view = evidence.view(step) if evidence is not None else EvidenceView()
             decision = decide(self.service, sight.observed, view, sight.now)
-            if (
-                decision.status.rollout is not None or decision.actions
-            ):  # else there is nothing to commit, and it is asked of many
+            # Without either there is nothing to commit, and it is asked of many services.
+            if decision.status.rollout is not None or decision.actions:
                 await asyncio.to_thread(self._commit, sight, decision, evidence, view)
         except StoreError:
             self._evidence_of = None
