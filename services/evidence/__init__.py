@@ -17,7 +17,7 @@ from services.evidence.combine import (
     harm_level,
     stage_levels,
 )
-from services.evidence.detectors import Hour, RateDetector, ShiftDetector, fleet_arl, history_bounds, is_late
+from services.evidence.detectors import Hour, ShiftDetector, fleet_arl, history_bounds, is_late
 from services.evidence.embeddings import EmbeddingDrift
 from services.evidence.errors import AssignmentFault, ClockFault, EvidenceError, PlanFault, StateFault, ValueFault
 from services.evidence.guardrail import Guardrail
@@ -50,7 +50,6 @@ __all__ = [
     "PlanFault",
     "Preference",
     "PreferenceReading",
-    "RateDetector",
     "Reading",
     "SampleRatio",
     "Share",

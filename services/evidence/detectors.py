@@ -79,10 +79,6 @@ class ShiftDetector:
         return detector
 
 
-RateDetector = ShiftDetector
-"""Its name where what is watched is a rate."""
-
-
 def is_late(value: float, bound: float) -> float:
     """The coin of a quantile: 1 where a unit's value lies above `bound`, the upper confidence bound of the history's quantile p.
 

@@ -16,8 +16,8 @@ from services.evidence import (
     EvidenceError,
     Guardrail,
     GuardrailPlan,
-    RateDetector,
     SampleRatio,
+    ShiftDetector,
     StateFault,
     UnitValue,
 )
@@ -56,7 +56,7 @@ class Evidence:
         self.by_step: dict[str, int] = {}
         self.fault: str | None = None
         self.misassigned = False
-        self.detector: RateDetector | None = None
+        self.detector: ShiftDetector | None = None
         self.watched_until: float | None = None
 
     def fold_units(self, closed: Sequence[ClosedUnit], rollout: str, salt: bytes, weights: Mapping[int, int]) -> None:
@@ -180,7 +180,7 @@ class Evidence:
         evidence.judged = data["judged"]
         evidence.counts, evidence.by_step = dict(data["counts"]), dict(data["byStep"])
         evidence.fault, evidence.misassigned = data["fault"], data["misassigned"]
-        evidence.detector = RateDetector.from_json(data["detector"]) if data["detector"] else None
+        evidence.detector = ShiftDetector.from_json(data["detector"]) if data["detector"] else None
         evidence.watched_until = data["watchedUntil"]
         return evidence
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from services.common.routing import Route
-from services.evidence import RateDetector, StateFault
+from services.evidence import ShiftDetector, StateFault
 from services.rollout import removal
 from services.rollout.actions import Emit, KeepExperiment, PublishRoute
 from services.rollout.decide import Decision, decide
@@ -202,7 +202,7 @@ class Reconciler:
             margin = next((g.margin for g in rules.spec.rollout.guardrails if g.metric == "errors"), 0.01)
             # At most alpha false alarms in the whole window: an average run of (buckets / alpha) values.
             buckets = max(2.0, rules.spec.rollout.rollback_window / size)
-            evidence.detector = RateDetector(min(1.0, rate + margin), buckets / rules.spec.rollout.alpha)
+            evidence.detector = ShiftDetector(min(1.0, rate + margin), buckets / rules.spec.rollout.alpha)
         started = evidence.watched_until or (promoted // size + 1) * size
         end = until // size * size
         if end > started:

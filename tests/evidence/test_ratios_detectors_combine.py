@@ -9,9 +9,9 @@ from services.evidence import (
     Guardrail,
     GuardrailPlan,
     PlanFault,
-    RateDetector,
     Reading,
     SampleRatio,
+    ShiftDetector,
     StateFault,
     UnitValue,
     ValueFault,
@@ -67,7 +67,7 @@ def test_detector_run_length_and_delay() -> None:
     for seed in range(60):
         values = np.random.default_rng(seed).random(8000)
         for rate, counts in ((0.2, calm), (0.3, changed)):
-            detector = RateDetector(0.2, 1000)
+            detector = ShiftDetector(0.2, 1000)
             detector.update((values < rate).astype(float).tolist())
             counts.append(detector.count)
     assert np.mean(calm) >= 1000 - 250  # standard error about 130
@@ -75,9 +75,9 @@ def test_detector_run_length_and_delay() -> None:
 
 
 def test_detector_continues_exactly_and_stops_at_its_alarm() -> None:
-    detector = RateDetector(0.2, 100)
+    detector = ShiftDetector(0.2, 100)
     detector.update([1.0, 0.0, 1.0])
-    again = RateDetector.from_json(json.loads(json.dumps(detector.to_json())))
+    again = ShiftDetector.from_json(json.loads(json.dumps(detector.to_json())))
     assert detector.update([1.0] * 50)
     for value in [1.0] * 50:
         again.update([value])
@@ -86,9 +86,9 @@ def test_detector_continues_exactly_and_stops_at_its_alarm() -> None:
     with pytest.raises(ValueFault):
         detector.update([0.5, float("nan")])
     with pytest.raises(StateFault):
-        RateDetector.from_json({"version": 1})
+        ShiftDetector.from_json({"version": 1})
     with pytest.raises(PlanFault):
-        RateDetector(0.0, 1000)
+        ShiftDetector(0.0, 1000)
 
 
 def _reading(metric: str, mode: Mode, gap: int) -> Reading:
