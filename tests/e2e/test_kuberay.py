@@ -14,7 +14,7 @@ import pytest
 from tests.e2e.installation import SERVICE, Counts, Platform, Recorded, Users, manifest
 from tests.e2e.kube import until
 
-pytestmark = pytest.mark.e2e
+pytestmark = pytest.mark.e2e_full
 ENOUGH = 2000
 """Requests over both rollouts."""
 ENGINES = "--selector=understudy.dev/service"
