@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import signal
 import sys
 from types import FrameType
@@ -19,6 +20,7 @@ from services.gateway.app import GatewayApp, create_app
 from services.gateway.errors import StateDirectoryInUse
 from services.gateway.http import protocol_class
 from services.gateway.journal import lock_state_directory
+from services.gateway.otlp_settings import BadVariable, OtlpSettings, otlp_settings
 from services.gateway.settings import GatewaySettings
 
 SWITCH_SECONDS = 0.0005
@@ -42,9 +44,9 @@ class Server(uvicorn.Server):
         asyncio.get_running_loop().call_later(self._notice, super().handle_exit, sig, frame)
 
 
-def build_server(settings: GatewaySettings) -> Server:
+def build_server(settings: GatewaySettings, otlp: OtlpSettings | None) -> Server:
     """The server that `main` runs."""
-    app = create_app(settings)
+    app = create_app(settings, otlp=otlp)
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -75,12 +77,17 @@ def main() -> int:
             print(f"{name}: {problem['msg']}", file=sys.stderr)  # noqa: T201
         return 2
     try:
+        otlp = otlp_settings(os.environ)
+    except BadVariable as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        return 2
+    try:
         lock_state_directory(settings.state_dir)
     except (StateDirectoryInUse, OSError) as error:
         print(f"UNDERSTUDY_GATEWAY_STATE_DIR: {error}", file=sys.stderr)  # noqa: T201
         return 1
     signal.signal(signal.SIGTERM, _stop)
-    server = build_server(settings)
+    server = build_server(settings, otlp)
     sys.setswitchinterval(SWITCH_SECONDS)
     gc.freeze()  # what was imported lives as long as the process
     logging.getLogger(__name__).info("gateway %s listens on %s:%d", settings.name, settings.host, settings.port)

@@ -79,6 +79,23 @@ class RecorderSettings(_Section):
     """Disk that unstored records may take; beyond it they are dropped and counted."""
 
 
+class TracingSettings(_Section):
+    """Which traces are exported besides the sampled ones. Where they go, and how many are sampled, is OpenTelemetry's own to say:
+    `OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_TRACES_SAMPLER` and their like (docs/tracing.md).
+    """
+
+    slow_seconds: Annotated[float, Field(gt=0)] = 30.0
+    """A request that took longer is exported."""
+    slow_first_token_seconds: Annotated[float, Field(gt=0)] = 2.5
+    """So is one whose first token came later than this after its arrival."""
+    held_requests: Annotated[int, Field(ge=0)] = 10_000
+    """Requests whose spans wait here for a bad mark, at most; 2 KB each."""
+    held_content_bytes: Annotated[int, Field(ge=0)] = 32 * 1024 * 1024
+    """Bytes of prompts and answers that may wait with them."""
+    mlflow_uri: str | None = None
+    """MLflow's server, where feedback becomes assessments of traces; None: feedback is told by spans alone."""
+
+
 class ContentFilter(_Section):
     """Prompts to any service that match are refused with `content_filter`. A service declares its own filters in its resource."""
 
@@ -140,6 +157,7 @@ class GatewaySettings(BaseSettings):
     limits: LimitSettings = LimitSettings()
     quotas: QuotaSettings = QuotaSettings()
     recorder: RecorderSettings = RecorderSettings()
+    tracing: TracingSettings = TracingSettings()
     content_filters: tuple[ContentFilter, ...] = ()
 
     @field_validator("unit_key")
