@@ -16,12 +16,15 @@ from types import FrameType
 import uvicorn
 from pydantic import ValidationError
 
+from services.common import events, logs
 from services.gateway.app import GatewayApp, create_app
 from services.gateway.errors import StateDirectoryInUse
 from services.gateway.http import protocol_class
 from services.gateway.journal import lock_state_directory
 from services.gateway.otlp_settings import BadVariable, OtlpSettings, otlp_settings
 from services.gateway.settings import GatewaySettings
+
+log = logging.getLogger("services.gateway")
 
 SWITCH_SECONDS = 0.0005
 """How long the worker threads may keep the interpreter from the event loop; Python's default of 5 ms would show in every p99."""
@@ -67,7 +70,7 @@ def build_server(settings: GatewaySettings, otlp: OtlpSettings | None) -> Server
 
 def main() -> int:
     """Runs until a signal; returns the exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.configure("gateway")
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     try:
         settings = GatewaySettings()  # type: ignore[call-arg]  # from the environment
@@ -87,10 +90,17 @@ def main() -> int:
         print(f"UNDERSTUDY_GATEWAY_STATE_DIR: {error}", file=sys.stderr)  # noqa: T201
         return 1
     signal.signal(signal.SIGTERM, _stop)
+    logs.follow_signals(settings.log_level)
     server = build_server(settings, otlp)
     sys.setswitchinterval(SWITCH_SECONDS)
     gc.freeze()  # what was imported lives as long as the process
-    logging.getLogger(__name__).info("gateway %s listens on %s:%d", settings.name, settings.host, settings.port)
+    told = {
+        "gateway": settings.name,
+        "host": settings.host,
+        "port": settings.port,
+        "traces": otlp.endpoint if otlp else "off",
+    }
+    log.info(events.GATEWAY_STARTED, told)
     try:
         server.run()
     except KeyboardInterrupt:

@@ -20,7 +20,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope, Send
 
-from services.common import telemetry
+from services.common import events, telemetry
 from services.common.clock import Clock, SystemClock
 from services.common.identifiers import uuid7
 from services.common.wire import ApiError, BadRequest, MethodNotAllowed, NotFound
@@ -81,7 +81,7 @@ class GatewayApp(FastAPI):
         try:
             await super().__call__(scope, receive, with_id)
         except Exception:  # the server must not answer in its own words
-            log.exception("request %s failed in the gateway", request_id)
+            log.exception(events.REQUEST_CRASHED, {"request_id": request_id})
             if not started:
                 await respond_error(
                     send, Internal("The gateway failed; the request id helps to find out why."), request_id

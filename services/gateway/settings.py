@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, m
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.common import routing
+from services.common.logs import Level
 from services.common.patterns import Pattern
 
 Scope = Literal["pin", "debug"]
@@ -154,6 +155,8 @@ class GatewaySettings(BaseSettings):
     """Seconds between SIGTERM (not ready any more) and closing the port, for load balancers to notice."""
     drain_seconds: Annotated[int, Field(gt=0)] = 60
     """Seconds that running answers may take to end after SIGTERM."""
+    log_level: Level = "info"
+    """Of this project's own log lines, at the start."""
     limits: LimitSettings = LimitSettings()
     quotas: QuotaSettings = QuotaSettings()
     recorder: RecorderSettings = RecorderSettings()

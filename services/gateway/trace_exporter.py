@@ -23,6 +23,7 @@ import aiohttp
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
+from services.common import events
 from services.gateway.otlp_settings import OtlpSettings
 from services.gateway.spans import encode
 from services.gateway.tracing import Told, Trace
@@ -124,12 +125,12 @@ class TraceExporter:
             rejected = await self._deliver(partial(self._send, body))
         except NotDelivered as error:
             if self._delivering:
-                log.warning("traces are dropped: %s", error)
+                log.warning(events.TRACES_DROPPED, {"spans": count, "error": error})
             self._delivering = False
             self._drop(items)
             return
         except Exception:
-            log.exception("a batch of traces is dropped")
+            log.exception(events.TRACES_CRASHED)
             self._drop(items)
             return
         finally:
@@ -137,7 +138,7 @@ class TraceExporter:
                 if isinstance(item, Trace):
                     item.forget_content()
         if not self._delivering:
-            log.info("traces are delivered again")
+            log.info(events.TRACES_FLOW)
         self._delivering = True
         self.exported += count - rejected
         self.dropped += rejected
@@ -188,7 +189,7 @@ class TraceExporter:
             try:
                 await self._deliver(partial(self._send_assessment, one))
             except NotDelivered as error:
-                log.warning("feedback on %s is no assessment: %s", one.request_id, error)
+                log.warning(events.ASSESSMENT_LOST, {"request_id": one.request_id, "error": error})
 
     async def _send_assessment(self, told: Told) -> int:
         trace = MLFLOW_TRACE + told.trace_id
