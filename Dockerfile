@@ -26,7 +26,7 @@ RUN uv venv --quiet --python python3 /opt/understudy && uv pip install --quiet -
 COPY --from=build-services /build/wheels wheels
 RUN uv pip install --quiet --python /opt/understudy/bin/python --no-deps wheels/*.whl \
     && find /opt/understudy -type d -name tests -prune -exec rm -r {} + \
-    && /opt/understudy/bin/python -c "import services.gateway.__main__, sqlalchemy.dialects.postgresql.psycopg, uvloop"
+    && /opt/understudy/bin/python -c "import services.gateway.__main__, services.gateway.trace_exporter, sqlalchemy.dialects.postgresql.psycopg, uvloop"
 
 FROM build AS build-controller
 COPY requirements/platform.txt requirements/
