@@ -43,6 +43,13 @@ STORE = Row("Store", (
           Query(f"{t.JOURNAL_BYTES}{{{NAMESPACE}}} / {t.JOURNAL_LIMIT}{{{NAMESPACE}}}", _POD), unit="percentunit", top=1.0),
 ))  # fmt: skip
 
+TRACES = Row("Traces", (
+    graph("Exported spans", "Spans each second that the collector took; nothing where tracing is off.",
+          Query(f"rate({t.SPANS_EXPORTED}{{{NAMESPACE}}}[$__rate_interval])", _POD), unit="cps", width=12),
+    graph("Lost spans", "The queue was full, or the collector refused them or was away.",
+          Query(f"increase({t.SPANS_DROPPED}{{{NAMESPACE}}}[$__rate_interval])", _POD), width=12),
+))  # fmt: skip
+
 CONTROLLER = Row("Controller", (
     graph("Looks", "Looks at services each second.", Query(rate(t.LOOKS, SERVICE, "result"), "{{result}}"), width=6),
     graph("Time of a look", "How long looks take.", *quantiles(t.LOOK_DURATION, NAMESPACE, "namespace", "", 0.5, 0.99), unit="s", width=6),
@@ -60,7 +67,7 @@ CONTROLLER = Row("Controller", (
 ))  # fmt: skip
 
 DASHBOARD = Dashboard(
-    "understudy-gateway", "Understudy / Gateway", "Gateways, their recorders, and the controller.",
-    (LOAD, STORE, CONTROLLER),
+    "understudy-gateway", "Understudy / Gateway", "Gateways, their recorders and traces, and the controller.",
+    (LOAD, STORE, TRACES, CONTROLLER),
     (Variable("namespace", f"label_values({t.IN_FLIGHT}, namespace)"), Variable("service", f"label_values({t.LAST_LOOK}, service)")),
 )  # fmt: skip

@@ -170,7 +170,7 @@ async def _running(
         )  # fmt: skip
         poller.load_cache()
         _add_gauges(metrics, table, recorder, assigner, settings)
-        tracer = await _tracing(stack, settings, otlp, metrics, clock) if otlp is not None else None
+        tracer = await _tracing(stack, settings, otlp, metrics, clock)
         answered = Answered()
         app.completions = Completions(
             settings, clock=clock, keys=app.keys,
@@ -188,9 +188,17 @@ async def _running(
 
 
 async def _tracing(
-    stack: contextlib.AsyncExitStack, settings: GatewaySettings, otlp: OtlpSettings, metrics: Metrics, clock: Clock
-) -> Tracer:
-    """Imported here: a gateway without traces has nothing of OpenTelemetry in memory."""
+    stack: contextlib.AsyncExitStack,
+    settings: GatewaySettings,
+    otlp: OtlpSettings | None,
+    metrics: Metrics,
+    clock: Clock,
+) -> Tracer | None:
+    """The exporter is imported here: a gateway without traces has nothing of OpenTelemetry in memory."""
+    if otlp is None:
+        for counter in (telemetry.SPANS_EXPORTED, telemetry.SPANS_DROPPED):
+            metrics.read(counter, lambda: 0.0)
+        return None
     from services.gateway.trace_exporter import TraceExporter
 
     exporter = TraceExporter(otlp, settings.tracing.mlflow_uri)
