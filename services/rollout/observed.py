@@ -136,6 +136,15 @@ class Ratio:
     """The numbers in words."""
 
 
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """What a detector of the watch saw: a metric that has become worse than its history, in words and in numbers."""
+
+    metric: str
+    message: str
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvidenceView:
     """What the evidence of the current stage says now."""
@@ -148,5 +157,7 @@ class EvidenceView:
     """Whether the fault is one of assignment."""
     counts: Mapping[str, int] = field(default_factory=dict)
     """Fields of `status.Counts`."""
-    alarm: str | None = None
-    """Watch: what the detector saw."""
+    alarm: Alarm | None = None
+    """Watch: what a detector saw."""
+    watched: tuple[str, ...] = ()
+    """Watch: the metrics that have a detector."""
