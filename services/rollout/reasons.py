@@ -91,6 +91,7 @@ VERSION_MISSING: Final = "VersionMissing"
 MARGIN_OUT_OF_REACH: Final = "MarginOutOfReach"
 TRAFFIC_TOO_LOW: Final = "TrafficTooLow"
 USERS_UNNAMED: Final = "UsersUnnamed"
+STABLE_DRIFTED: Final = "StableDrifted"
 # Experiments
 EXPERIMENT_STARTED: Final = "ExperimentStarted"
 EXPERIMENT_RUNNING: Final = "ExperimentRunning"

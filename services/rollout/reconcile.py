@@ -17,6 +17,7 @@ from services.evidence import StateFault
 from services.rollout import removal
 from services.rollout.actions import Emit, KeepExperiment, PublishRoute
 from services.rollout.decide import Decision, decide
+from services.rollout.drift import DriftKeeper
 from services.rollout.errors import RegistryError
 from services.rollout.evidence_fold import Evidence
 from services.rollout.execute import Executor
@@ -51,7 +52,7 @@ class Reconciler:
     def __init__(self, service: LLMService, store: Store, observer: Observer, executor: Executor) -> None:
         self.service = service
         self._store, self._observer, self._executor = store, observer, executor
-        self._experiments = ExperimentKeeper(store)
+        self._experiments, self._drift = ExperimentKeeper(store), DriftKeeper(store)
         self.conditions: tuple[Condition, ...] = ()
         self.last: Look | None = None
         self._retiring_since: float | None = None
@@ -69,7 +70,7 @@ class Reconciler:
         try:
             tried = await self._experiments.versions(self.service)
             sight = await self._observer.look(self.service, self.conditions, self._executor.refused, tried)
-            sight = await self._experiments.look(self.service, sight)
+            sight = await self._drift.look(self.service, await self._experiments.look(self.service, sight))
             rules = sight.observed.rules or self.service
             evidence = await self._folded(sight, rules)
             step = sight.observed.rollout.step if sight.observed.rollout else 0

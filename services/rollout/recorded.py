@@ -199,6 +199,9 @@ class RecordedStore(Store):
     ) -> None:
         """A replay begins and ends none."""
 
+    def keep_state(self, name: str, at: float, document: Mapping[str, Any]) -> None:
+        """A replay looks at a rollout, not at what serves today."""
+
     def publish_route(self, route: Route) -> Route:
         self.route_now = msgspec.structs.replace(route, version=self.route_now.version + 1)
         return self.route_now

@@ -2,7 +2,7 @@
 
 There is no control arm any more, so each metric has an e-detector against frozen history: values of users, each once, with the
 bound of their own hour of the week. All detectors of a watch share one average run length, so that a good version is rolled back
-with a probability of at most `alpha` in the whole window.
+with a probability of at most `alpha` in the whole window. The same detectors look after a stable that nobody rolls out over: see `drift`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from statistics import fmean
@@ -29,6 +29,8 @@ SAID: Final = ("feedback", "escalations", "retries", "rating")
 """Metrics that users need the horizon for."""
 ERRORS_MARGIN: Final = 0.01
 """Failures are watched whether or not the resource guards them."""
+DRIFT_WEEKS: Final = 52.0
+"""A service's stable alarms for nothing once in so many weeks at most, on average; a fleet of s services s times as often."""
 HOUR_SECONDS: Final = 3_600.0
 _MONDAY: Final = 4 * 24  # hours from the epoch, a Thursday, to the first Monday
 Cursor = tuple[float, str]
@@ -76,7 +78,7 @@ class Watch:
         return [one.metric for one in self.watched]
 
     def fold_prompt(self, visits: Sequence[ClosedUnit], salt: bytes) -> None:
-        """Adds first requests that ended since the last look."""
+        """Adds first requests that ended since the last look; of longer visits the first request alone."""
         self.prompt = self._fold(PROMPT, visits, salt, self.prompt)
 
     def fold_said(self, visits: Sequence[ClosedUnit], salt: bytes) -> None:
@@ -86,7 +88,7 @@ class Watch:
     def _fold(self, metrics: Sequence[str], visits: Sequence[ClosedUnit], salt: bytes, cursor: Cursor) -> Cursor:
         mine = [one for one in self.watched if one.metric in metrics]
         for visit in visits:
-            at, values = visit.exposure.first_at, unit_values(visit, salt)
+            at, values = visit.exposure.first_at, unit_values(visit if metrics is SAID else _first(visit), salt)
             for one in mine:
                 if one.metric in values:
                     one.add(values[one.metric], at)
@@ -145,24 +147,51 @@ def begin_watch(rules: LLMService, history: Sequence[ClosedUnit], salt: bytes, p
     detectors of k/level watches each, the first false alarm of any comes no sooner than after 1/level watches on average.
     """
     rollout = rules.spec.rollout
-    asked = {guardrail.metric: guardrail for guardrail in rollout.guardrails}
-    asked.setdefault("errors", Guardrail(metric="errors", margin=ERRORS_MARGIN))
     in_time = rollout.horizon + rollout.settle < rollout.rollback_window
-    names = [metric for metric in (*PROMPT, *(SAID if in_time else ())) if metric in asked]
     level = rollout.alpha / 2
     hours = max(1.0, rollout.rollback_window / HOUR_SECONDS)
     ahead = {hour_of_week(promoted + HOUR_SECONDS * i) for i in range(math.ceil(hours) + 1)}
-    measured = _measured(history, names, salt)
-    known = [metric for metric in names if measured[metric]]
+    # History is a week at most, so an hour of the week is one hour of it; the busiest one bounds what a watch will see.
+    return _frozen(
+        (*PROMPT, *(SAID if in_time else ())), rules, history, salt, ahead, level, 1 / level,
+        lambda by_hour: hours * max(len(values) for values in by_hour.values()),
+    )  # fmt: skip
+
+
+def begin_drift(rules: LLMService, history: Sequence[ClosedUnit], salt: bytes, seconds: float) -> Watch:
+    """The detectors of a stable that serves on, frozen with a history that took so many seconds. Run lengths are counted in weeks: the
+    first false alarm of any detector comes no sooner than after `DRIFT_WEEKS` on average.
+    """
+    return _frozen(
+        (*PROMPT, *SAID), rules, history, salt, set(range(168)), rules.spec.rollout.alpha / 2, DRIFT_WEEKS,
+        lambda by_hour: sum(len(values) for values in by_hour.values()) * 168 * HOUR_SECONDS / seconds,
+    )  # fmt: skip
+
+
+def _frozen(
+    metrics: Sequence[str],
+    rules: LLMService,
+    history: Sequence[ClosedUnit],
+    salt: bytes,
+    ahead: set[int],
+    level: float,
+    periods: float,
+    values_in_one: Callable[[Mapping[int, Sequence[float]]], float],
+) -> Watch:
+    """`level`: of all bounds together. `periods`: the run length of all detectors together, in periods of which one brings `values_in_one`
+    of a metric's values."""
+    asked: dict[str, Guardrail] = {guardrail.metric: guardrail for guardrail in rules.spec.rollout.guardrails}
+    asked.setdefault("errors", Guardrail(metric="errors", margin=ERRORS_MARGIN))
+    measured = _measured(history, [metric for metric in metrics if metric in asked], salt)
+    known = {metric: by_hour for metric, by_hour in measured.items() if by_hour}
     if not known:
         return Watch([], None)
-    watches = len(known) / level
-    made = []
-    for metric in known:
-        # History is a week at most, so an hour of the week is one hour of it; the busiest one bounds what a watch will see.
-        values = max(1.0, hours * max(len(found) for found in measured[metric].values()))
-        made.append(_watched(asked[metric], measured[metric], ahead, level / len(known), watches * values))
-    return Watch([one for one in made if one is not None], fleet_arl(watches, len(known)))
+    each = len(known) * periods
+    made = [
+        _watched(asked[metric], by_hour, ahead, level / len(known), each * max(1.0, values_in_one(by_hour)))
+        for metric, by_hour in known.items()
+    ]
+    return Watch([one for one in made if one is not None], fleet_arl(each, len(known)))
 
 
 def hour_of_week(at: float) -> int:
@@ -175,13 +204,17 @@ def _measured(history: Sequence[ClosedUnit], names: Sequence[str], salt: bytes) 
     found: dict[str, dict[int, list[float]]] = {metric: defaultdict(list) for metric in names}
     for visit in history:
         hour = hour_of_week(visit.exposure.first_at)
-        first = unit_values(ClosedUnit(visit.exposure, visit.observations[:1], ()), salt)
+        first = unit_values(_first(visit), salt)
         whole = unit_values(visit, salt)
         for metric in names:
             values = first if metric in PROMPT else whole
             if metric in values and _coin(metric, values[metric], None) is not None:
                 found[metric][hour].append(values[metric])
     return found
+
+
+def _first(visit: ClosedUnit) -> ClosedUnit:
+    return ClosedUnit(visit.exposure, visit.observations[:1], ())
 
 
 def _watched(

@@ -192,6 +192,10 @@ def warned(reason: str) -> Happens:
     return lambda world: setattr(world, "caution", Caution(reason, "ask for less"))
 
 
+def drifted(world: World) -> None:
+    world.drift = Alarm("errors", "errors: 9.1% of 87 users since yesterday")
+
+
 def falls_asleep(world: World) -> None:
     world.quiet = True
     world.look()

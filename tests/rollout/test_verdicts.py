@@ -30,6 +30,7 @@ from tests.fakes.situations import (
     away,
     begins,
     deleted,
+    drifted,
     edited,
     engine,
     evaluated,
@@ -266,6 +267,10 @@ CASES = [
     case(
         "service", "one user makes most of the requests: clients name no users", "none", reasons.USERS_UNNAMED,
         warned(reasons.USERS_UNNAMED),
+    ),
+    case(
+        "service", "stable's users fare worse than a week before; the message says in what, how much and since when", "none",
+        reasons.STABLE_DRIFTED, drifted,
     ),
     case("service", "a version is pinned, and serves keys with the scope `pin`", "none", reasons.VERSION_PINNED, pinned("3")),
     case("service", "a person took a pin away", "none", reasons.VERSION_UNPINNED, unpinned),
