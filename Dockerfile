@@ -26,7 +26,7 @@ RUN uv venv --quiet --python python3 /opt/understudy && uv pip install --quiet -
 COPY --from=build-services /build/wheels wheels
 RUN uv pip install --quiet --python /opt/understudy/bin/python --no-deps wheels/*.whl \
     && find /opt/understudy -type d -name tests -prune -exec rm -r {} + \
-    && /opt/understudy/bin/python -c "import services.gateway.__main__, sqlalchemy.dialects.postgresql.psycopg, uvloop"
+    && /opt/understudy/bin/python -c "import services.gateway.__main__, services.gateway.trace_exporter, sqlalchemy.dialects.postgresql.psycopg, uvloop"
 
 FROM build AS build-controller
 COPY requirements/platform.txt requirements/
@@ -90,12 +90,12 @@ ENTRYPOINT ["postgresql-entrypoint"]
 FROM runtime AS engine
 # vLLM's CPU kernels link libnuma; torch compiles nothing at run time when dynamo is off, so no compiler is needed.
 RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends libnuma1 && rm -rf /var/lib/apt/lists/*
-# 7 GB: made in place, since a copy would need that much twice.
+# 7 GB: made in place, since a copy would need that much twice. What it is made of is copied, not mounted: buildah takes a layer from its
+# cache whatever lies in a mount.
+COPY requirements/engine.txt /opt/requirements.txt
 RUN --mount=type=bind,from=build,source=/build/uv,target=/build/uv \
-    --mount=type=bind,source=requirements/engine.txt,target=/build/engine.txt \
     export PATH=/build/uv/bin:$PATH UV_NO_CACHE=1 UV_PYTHON_DOWNLOADS=never && uv venv --quiet --python python3 /opt/engine \
-    && uv pip install --quiet --compile-bytecode --python /opt/engine/bin/python --no-deps --require-hashes -r /build/engine.txt
-# Copied, not mounted: buildah takes a layer from its cache whatever lies in a mount.
+    && uv pip install --quiet --compile-bytecode --python /opt/engine/bin/python --no-deps --require-hashes -r /opt/requirements.txt
 COPY --from=build-services /build/wheels /opt/wheels
 RUN --mount=type=bind,from=build,source=/build/uv,target=/build/uv \
     /build/uv/bin/uv pip install --quiet --no-cache --compile-bytecode --python /opt/engine/bin/python --no-deps /opt/wheels/*.whl

@@ -143,6 +143,8 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds a gateway waits for an engine's first byte (a candidate's failure before it falls back to stable)."""
     total_time: float = 600.0
     """Seconds one request may take in all."""
+    trace_content: bool = False
+    """Whether traces may carry prompts and answers."""
     removed: bool = False
     """The service is no more: gateways forget it, and acknowledge this version like any other."""
 

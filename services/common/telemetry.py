@@ -209,6 +209,16 @@ LEASE_VALID: Final = _gauge(
     "gateway", "understudy_gateway_lease_valid", "1 while candidates may get requests, else 0.", unit="yes or no"
 )
 
+SPANS_EXPORTED: Final = _counter(
+    "gateway", "understudy_gateway_spans_exported_total", "Spans that a collector took; only where tracing is on.",
+    unit="spans",
+)  # fmt: skip
+SPANS_DROPPED: Final = _counter(
+    "gateway", "understudy_gateway_spans_dropped_total",
+    "Spans lost: the queue was full, or the collector refused them or was away for half a minute.",
+    unit="spans",
+)  # fmt: skip
+
 # The recorder
 RECORDS: Final = _counter(
     "gateway", "understudy_recorder_records_total", "Sequence numbers handed out.", unit="records"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import signal
 import sys
 from types import FrameType
@@ -15,11 +16,15 @@ from types import FrameType
 import uvicorn
 from pydantic import ValidationError
 
+from services.common import events, logs
 from services.gateway.app import GatewayApp, create_app
 from services.gateway.errors import StateDirectoryInUse
 from services.gateway.http import protocol_class
 from services.gateway.journal import lock_state_directory
+from services.gateway.otlp_settings import BadVariable, OtlpSettings, otlp_settings
 from services.gateway.settings import GatewaySettings
+
+log = logging.getLogger("services.gateway")
 
 SWITCH_SECONDS = 0.0005
 """How long the worker threads may keep the interpreter from the event loop; Python's default of 5 ms would show in every p99."""
@@ -42,9 +47,9 @@ class Server(uvicorn.Server):
         asyncio.get_running_loop().call_later(self._notice, super().handle_exit, sig, frame)
 
 
-def build_server(settings: GatewaySettings) -> Server:
+def build_server(settings: GatewaySettings, otlp: OtlpSettings | None) -> Server:
     """The server that `main` runs."""
-    app = create_app(settings)
+    app = create_app(settings, otlp=otlp)
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -65,7 +70,7 @@ def build_server(settings: GatewaySettings) -> Server:
 
 def main() -> int:
     """Runs until a signal; returns the exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.configure("gateway")
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     try:
         settings = GatewaySettings()  # type: ignore[call-arg]  # from the environment
@@ -75,15 +80,27 @@ def main() -> int:
             print(f"{name}: {problem['msg']}", file=sys.stderr)  # noqa: T201
         return 2
     try:
+        otlp = otlp_settings(os.environ)
+    except BadVariable as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        return 2
+    try:
         lock_state_directory(settings.state_dir)
     except (StateDirectoryInUse, OSError) as error:
         print(f"UNDERSTUDY_GATEWAY_STATE_DIR: {error}", file=sys.stderr)  # noqa: T201
         return 1
     signal.signal(signal.SIGTERM, _stop)
-    server = build_server(settings)
+    logs.follow_signals(settings.log_level)
+    server = build_server(settings, otlp)
     sys.setswitchinterval(SWITCH_SECONDS)
     gc.freeze()  # what was imported lives as long as the process
-    logging.getLogger(__name__).info("gateway %s listens on %s:%d", settings.name, settings.host, settings.port)
+    told = {
+        "gateway": settings.name,
+        "host": settings.host,
+        "port": settings.port,
+        "traces": otlp.endpoint if otlp else "off",
+    }
+    log.info(events.GATEWAY_STARTED, told)
     try:
         server.run()
     except KeyboardInterrupt:

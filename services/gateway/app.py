@@ -20,7 +20,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope, Send
 
-from services.common import telemetry
+from services.common import events, telemetry
 from services.common.clock import Clock, SystemClock
 from services.common.identifiers import uuid7
 from services.common.wire import ApiError, BadRequest, MethodNotAllowed, NotFound
@@ -34,10 +34,12 @@ from services.gateway.holding import WaitingRooms
 from services.gateway.metrics import Metrics
 from services.gateway.mirror import Mirror
 from services.gateway.openai import PATHS, Completions
+from services.gateway.otlp_settings import OtlpSettings
 from services.gateway.quota import Quotas
 from services.gateway.recorder import Recorder
 from services.gateway.routes import RoutePoller, RoutingTable
 from services.gateway.settings import GatewaySettings
+from services.gateway.tracing import Tracer
 from services.gateway.upstream import open_session
 from services.store import Store, open_store
 
@@ -79,7 +81,7 @@ class GatewayApp(FastAPI):
         try:
             await super().__call__(scope, receive, with_id)
         except Exception:  # the server must not answer in its own words
-            log.exception("request %s failed in the gateway", request_id)
+            log.exception(events.REQUEST_CRASHED, {"request_id": request_id})
             if not started:
                 await respond_error(
                     send, Internal("The gateway failed; the request id helps to find out why."), request_id
@@ -109,17 +111,18 @@ _COMPLETION: dict[str, Any] = {
 def create_app(
     settings: GatewaySettings,
     *,
+    otlp: OtlpSettings | None = None,
     clock: Clock | None = None,
     store_factory: Callable[[str], Store] = open_store,
 ) -> GatewayApp:
     """The application. Its parts start with ASGI's lifespan and end with it: running answers first, then records, then the lease.
-    The caller sees to it that no other process has `state_dir`.
+    The caller sees to it that no other process has `state_dir`. `otlp`: where traces go; None: tracing is off.
     """
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         assert isinstance(app, GatewayApp)  # noqa: S101  (FastAPI hands back the object made below)
-        async with _running(app, settings, clock or SystemClock(), store_factory):
+        async with _running(app, settings, otlp, clock or SystemClock(), store_factory):
             yield
 
     app = GatewayApp(
@@ -137,7 +140,11 @@ def create_app(
 
 @contextlib.asynccontextmanager
 async def _running(
-    app: GatewayApp, settings: GatewaySettings, clock: Clock, store_factory: Callable[[str], Store]
+    app: GatewayApp,
+    settings: GatewaySettings,
+    otlp: OtlpSettings | None,
+    clock: Clock,
+    store_factory: Callable[[str], Store],
 ) -> AsyncIterator[None]:
     boot = uuid7()
     metrics = Metrics()
@@ -163,20 +170,35 @@ async def _running(
         )  # fmt: skip
         poller.load_cache()
         _add_gauges(metrics, table, recorder, assigner, settings)
+        tracer = await _tracing(stack, settings, otlp, metrics, clock) if otlp is not None else None
         answered = Answered()
         app.completions = Completions(
             settings, clock=clock, keys=app.keys,
             quotas=Quotas(settings.quotas, clock, lambda: table.gateways),
             filters=tuple(Filter(one.declared()) for one in settings.content_filters), table=table, assigner=assigner, session=session,
             waiting=WaitingRooms(metrics, settings.engine_silence_seconds, table.revisions),
-            recorder=recorder, mirror=mirror, answered=answered, metrics=metrics,
+            recorder=recorder, mirror=mirror, answered=answered, metrics=metrics, tracer=tracer,
         )  # fmt: skip
-        desk = FeedbackDesk(store, executor, recorder, assigner, answered, metrics, table.store_time)
+        desk = FeedbackDesk(store, executor, recorder, assigner, answered, metrics, table.store_time, tracer)
         _add_routes(app, table, desk, metrics)
         await poller.poll()  # ready at once where the store is there
         for run in (poller.run, recorder.run):
             stack.push_async_callback(_end, asyncio.create_task(run(), name=run.__qualname__))
         yield
+
+
+async def _tracing(
+    stack: contextlib.AsyncExitStack, settings: GatewaySettings, otlp: OtlpSettings, metrics: Metrics, clock: Clock
+) -> Tracer:
+    """Imported here: a gateway without traces has nothing of OpenTelemetry in memory."""
+    from services.gateway.trace_exporter import TraceExporter
+
+    exporter = TraceExporter(otlp, settings.tracing.mlflow_uri)
+    stack.push_async_callback(exporter.close, FLUSH_SECONDS)
+    exporter.start()
+    metrics.read(telemetry.SPANS_EXPORTED, lambda: exporter.exported)
+    metrics.read(telemetry.SPANS_DROPPED, lambda: exporter.dropped)
+    return Tracer(settings.tracing, otlp.sampler, exporter, clock)
 
 
 async def _end(task: asyncio.Task[None]) -> None:

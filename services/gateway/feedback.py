@@ -18,6 +18,7 @@ from services.gateway.assignment import Assigner
 from services.gateway.auth import Caller
 from services.gateway.metrics import Metrics
 from services.gateway.recorder import Recorder
+from services.gateway.tracing import Tracer
 from services.store import Store, StoreError, is_bad_mark
 from services.store.records import Feedback, FeedbackKind, Observation
 
@@ -131,7 +132,9 @@ class FeedbackDesk:
         answered: Answered,
         metrics: Metrics,
         store_time: Callable[[], float],
+        tracer: Tracer | None = None,
     ) -> None:
+        self._tracer = tracer
         self._store = store
         self._executor = executor
         self._recorder = recorder
@@ -167,7 +170,13 @@ class FeedbackDesk:
                 sequence=self._recorder.next_sequence(),
             )
         )
-        self._metrics.feedback(answer.service, answer.revision, answer.arm, given.kind, _mark(given.kind, value))
+        mark = _mark(given.kind, value)
+        self._metrics.feedback(answer.service, answer.revision, answer.arm, given.kind, mark)
+        if self._tracer is not None:
+            self._tracer.feedback(
+                given.request_id, service=answer.service, revision=answer.revision, arm=answer.arm, kind=given.kind,
+                value=value, mark=mark, comment=given.comment, source=answer.tenant, key=shown,
+            )  # fmt: skip
         return FeedbackOut(id=shown, request_id=given.request_id)
 
     def _is_users(self, answer: _Answer, given: FeedbackIn, caller: Caller) -> bool:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from services.common import events
 from services.gateway.errors import StateDirectoryInUse
 from services.store.records import Record
 
@@ -62,7 +63,7 @@ class Journal:
                 self._begin()
             written = os.write(self._file, line)
         except OSError as error:
-            log.error("the journal cannot be written: %s", error)
+            log.error(events.JOURNAL_UNWRITABLE, {"error": error})
             return False
         segment = self._segments[-1]
         segment.size += written
@@ -133,7 +134,7 @@ def records_in(path: Path) -> Iterator[Record]:
             try:
                 yield _decoder.decode(line)
             except msgspec.MsgspecError as error:
-                log.error("%s:%d is no record and is passed over: %s", path.name, number, error)
+                log.error(events.JOURNAL_TORN, {"file": path.name, "line": number, "error": error})
 
 
 def lock_state_directory(directory: Path) -> None:

@@ -18,6 +18,7 @@ import aiohttp
 import msgspec
 from cryptography.fernet import Fernet
 
+from services.common import events
 from services.common.assignment import BUCKETS, Arm, bucket_of
 from services.common.clock import Clock
 from services.common.identifiers import uuid7
@@ -115,7 +116,7 @@ class Mirror:
     def _ended(self, task: asyncio.Task[None]) -> None:
         del self._pairs[task]
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("a mirrored pair failed", exc_info=error)
+            log.error(events.MIRROR_CRASHED, {"request_id": task.get_name().removeprefix("mirror ")}, exc_info=error)
 
     async def _pair(self, copy: Copy, candidate: Target, *, content: bool) -> None:
         route = copy.entry.route

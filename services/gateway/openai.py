@@ -17,7 +17,7 @@ from typing import Final
 import aiohttp
 from starlette.types import Receive, Scope, Send
 
-from services.common import telemetry
+from services.common import events, telemetry
 from services.common.clock import Clock
 from services.common.identifiers import uuid7
 from services.common.routing import Hold, Rules, Target
@@ -38,8 +38,9 @@ from services.gateway.requests import USER_LENGTH, Endpoint, ModelRequest, parse
 from services.gateway.routes import Entry, RoutingTable, Standing
 from services.gateway.rows import observation
 from services.gateway.settings import GatewaySettings
+from services.gateway.tracing import Trace, Tracer
 from services.gateway.upstream import Attempt
-from services.store.records import Exposure, Outcome
+from services.store.records import Exposure, Observation, Outcome
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +64,8 @@ class _Call:
     started_at: float
     """The same moment in the store's time; every attempt's start is reckoned from it, so none lies before the unit's exposure."""
     headers: Headers
+    trace: Trace | None
+    """None: tracing is off."""
     unrecorded: list[Attempt] = field(default_factory=list)
 
 
@@ -85,6 +88,7 @@ class Completions:
         mirror: Mirror,
         answered: Answered,
         metrics: Metrics,
+        tracer: Tracer | None,
     ) -> None:
         self._settings = settings
         self._clock = clock
@@ -99,38 +103,55 @@ class Completions:
         self._mirror = mirror
         self._answered = answered
         self._metrics = metrics
+        self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = uuid7()
+        head = Head(scope["headers"])
+        trace = self._tracer.begin(request_id, scope["path"], head) if self._tracer is not None else None
         self._metrics.in_flight.inc()
         try:
-            call = await self._admit(scope, receive, send, request_id)
+            call = await self._admit(scope, receive, request_id, head, trace)
             await self._answer(call, receive, send)
         except ClientGone:
             self._metrics.refused(telemetry.UNKNOWN, "client_gone")
+            if trace is not None:
+                trace.status = 499
         except ApiError as error:
+            if trace is not None:
+                trace.refused(error)
+            if log.isEnabledFor(logging.DEBUG):
+                told = {"status": error.status, "code": error.code or error.type}
+                log.debug(events.REQUEST_REFUSED, told | _ids(request_id, trace))
             await respond_error(send, error, request_id)
         except Exception:  # the server must not answer in its own words
-            log.exception("request %s failed in the gateway", request_id)
+            log.exception(events.REQUEST_CRASHED, _ids(request_id, trace))
+            if trace is not None:
+                trace.status, trace.error = 500, "internal_error"
             with contextlib.suppress(RuntimeError):  # the answer had begun: the server closes the connection
                 await respond_error(
                     send, Internal("The gateway failed; the request id helps to find out why."), request_id
                 )
         finally:
             self._metrics.in_flight.dec()
+            if self._tracer is not None and trace is not None:
+                self._tracer.end(trace)
 
-    async def _admit(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> _Call:
+    async def _admit(self, scope: Scope, receive: Receive, request_id: str, head: Head, trace: Trace | None) -> _Call:
         """Everything up to the choice of the engine; a refusal is counted by its code."""
         service = telemetry.UNKNOWN
         try:
-            head = Head(scope["headers"])
             began = self._clock.monotonic()
             caller = self._keys.authenticate(head.authorization)
             self._quotas.take(caller)
+            if trace is not None:
+                trace.authenticated = self._clock.monotonic()
             body = await read_body(receive, head, self._settings.limits)
             request = parse(body, PATHS[scope["path"]], self._settings.limits)
             if self._filters:
                 request, _ = sift_prompt(self._filters, request)
+            if trace is not None:
+                trace.read = self._clock.monotonic()
             entry, version = self._table.find(request.model)
             service = entry.route.service
             user = request.user or head.user
@@ -153,8 +174,11 @@ class Completions:
             raise
         call = _Call(
             request_id, head, caller, request, entry, placement,
-            began=began, started_at=self._table.store_time(), headers=[(b"x-request-id", request_id.encode())],
+            began=began, started_at=self._table.store_time(), headers=[(b"x-request-id", request_id.encode())], trace=trace,
         )  # fmt: skip
+        if trace is not None:
+            trace.placed(entry, placement, request)
+            trace.routed = self._clock.monotonic()
         if placement.exposed:
             self._expose(call)
         return call
@@ -325,7 +349,12 @@ class Completions:
         urls = call.entry.urls(target, call.request.endpoint)
         filters = call.entry.answer_filters
         screen = AnswerFilter(filters, call.request.choices()) if filters else None
-        attempt = Attempt(call.request, target, urls, self._clock, number=number, screen=screen)
+        trace = call.trace
+        attempt = Attempt(
+            call.request, target, urls, self._clock, number=number, screen=screen,
+            keep_text=trace is not None and trace.may_keep_content,
+            context=trace.context(number) if trace is not None else None,
+        )  # fmt: skip
         call.unrecorded.append(attempt)
         return attempt
 
@@ -347,8 +376,11 @@ class Completions:
         route, standing, seconds = call.entry.route, self._standing(call), self._settings.eject_seconds
         if standing.failed(self._clock.monotonic(), route.eject_after, seconds):
             self._metrics.ejected(route.service)
-            log.warning("%s: %s failed %d times in a row and is ejected for %.0f s",
-                        route.service, attempt.target.revision, standing.failures, seconds)  # fmt: skip
+            told = {
+                "service": route.service, "revision": attempt.target.revision, "failures": standing.failures,
+                "seconds": seconds, **_ids(call.request_id, call.trace),
+            }  # fmt: skip
+            log.warning(events.REVISION_EJECTED, told)
 
     def _record(self, call: _Call, attempt: Attempt, outcome: Outcome) -> None:
         placement = call.placement
@@ -376,6 +408,11 @@ class Completions:
         self._recorder.record(row)
         self._answered.remember(row)
         self._metrics.observed(row, cached=attempt.meter.tokens_cached, queued=attempt.began - call.began)
+        if call.trace is not None:
+            call.trace.tried(row, attempt)
+        level = logging.INFO if outcome == "error" else logging.DEBUG
+        if log.isEnabledFor(level):
+            log.log(level, events.ATTEMPT_ENDED, _told(row) | _ids(call.request_id, call.trace))
 
     def _settle(self, call: _Call, rules: Rules, attempt: Attempt, outcome: Outcome) -> Outcome:
         """Charges the answer's tokens and counts what filters did to it; the outcome, which is `filtered` where they withheld it."""
@@ -417,3 +454,17 @@ class Completions:
         if "debug" in call.caller.scopes:
             call.headers.append((b"x-understudy-revision", attempt.target.revision.encode()))
             call.headers.append((b"x-understudy-arm", call.placement.arm.encode()))
+
+
+def _ids(request_id: str, trace: Trace | None) -> dict[str, str]:
+    """What every line of a request carries."""
+    return {"request_id": request_id} | ({"trace_id": trace.trace_id} if trace is not None else {})
+
+
+def _told(row: Observation) -> dict[str, object]:
+    """An attempt as the log tells it."""
+    return {
+        "service": row.service, "revision": row.revision, "arm": row.arm, "attempt": row.attempt, "outcome": row.outcome,
+        "status": row.status, "error": row.error or "no error", "seconds": row.duration, "first_token": row.ttft,
+        "tokens_in": row.tokens_in, "tokens_out": row.tokens_out,
+    }  # fmt: skip

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import msgspec
 
+from services.common import events
 from services.gateway.journal import Journal, earlier_boots, records_in
 from services.gateway.settings import RecorderSettings
 from services.store import GatewayLease, SchemaMismatch, Store, StoreCorrupt, StoreError, StoreUnavailable
@@ -142,11 +143,11 @@ class Recorder:
                 pass
         except Exception as error:  # noqa: BLE001  # whatever the store or the disk does, the next try comes
             if not self._away:
-                log.warning("records wait on disk, the store does not take them: %s", error)
+                log.warning(events.RECORDS_WAIT, {"error": error})
             self._away = True
             return False
         if self._away:
-            log.info("the store takes records again")
+            log.info(events.RECORDS_FLOW)
         self._away = False
         return True
 
@@ -159,7 +160,7 @@ class Recorder:
                     loop = asyncio.get_running_loop()
                     await loop.run_in_executor(self._executor, self._store.end_lease, self.gateway, self.boot)
         except (TimeoutError, StoreError) as error:
-            log.warning("the lease was not ended: %s", error or "the store took too long")
+            log.warning(events.LEASE_LEFT, {"error": error or "the store took too long"})
         self._journal.close(self._stored)
 
     def _oldest(self) -> float:
@@ -229,7 +230,7 @@ class Recorder:
         except Exception as error:  # noqa: BLE001  # whatever it is, the rows beside the bad one must be kept
             if len(batch) == 1:
                 self.dropped += 1
-                log.error("the store refuses record %d for good: %s", batch[0].sequence, error)
+                log.error(events.RECORD_REFUSED, {"sequence": batch[0].sequence, "error": error})
                 return
             half = len(batch) // 2
             self._write(batch[:half])
@@ -246,7 +247,7 @@ class Recorder:
             self._store.end_lease(self.gateway, boot)
             for path in paths:
                 path.unlink(missing_ok=True)
-            log.info("replayed %d records of boot %s", count, boot)
+            log.info(events.RECORDS_REPLAYED, {"count": count, "boot": boot})
 
 
 def recorded_at(record: Record) -> float:

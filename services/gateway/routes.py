@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 from yarl import URL
 
+from services.common import events
 from services.common.assignment import BUCKETS, bucket_of, group_of
 from services.common.clock import Clock
 from services.common.patterns import BadPattern
@@ -204,7 +205,7 @@ class RoutingTable:
             try:
                 entry = Entry(route)
             except BadRoute as error:
-                log.error("route version %d refused: %s", route.version, error)
+                log.error(events.ROUTE_REFUSED, {"version": route.version, "error": error})
                 continue
             if old is not None and old.route.candidate == entry.route.candidate:
                 entry.candidate = old.candidate
@@ -253,7 +254,7 @@ class RoutePoller:
         except FileNotFoundError:
             return
         except (OSError, msgspec.MsgspecError) as error:
-            log.warning("the kept routing table is unreadable and ignored: %s", error)
+            log.warning(events.CACHE_UNREADABLE, {"error": error})
             return
         self._table.adopt(routes)
         self._changed()
@@ -281,11 +282,11 @@ class RoutePoller:
             self._table.contact_made(began)
         except Exception as error:  # noqa: BLE001  # whatever the store does, the gateway goes on with the table it has
             if self._reachable is not False:
-                log.warning("the store cannot be reached; going on with the last routing table: %s", error)
+                log.warning(events.STORE_AWAY, {"error": error})
             self._reachable = False
             return False
         if self._reachable is False:
-            log.info("the store is reachable again")
+            log.info(events.STORE_BACK)
         self._reachable = True
         return True
 
@@ -298,7 +299,7 @@ class RoutePoller:
             temporary.write_bytes(msgspec.json.encode(routes))
             temporary.replace(self._cache)
         except OSError as error:
-            log.warning("the routing table could not be kept on disk: %s", error)
+            log.warning(events.CACHE_UNWRITABLE, {"error": error})
             with contextlib.suppress(OSError):
                 Path(temporary).unlink()
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, m
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.common import routing
+from services.common.logs import Level
 from services.common.patterns import Pattern
 
 Scope = Literal["pin", "debug"]
@@ -79,6 +80,23 @@ class RecorderSettings(_Section):
     """Disk that unstored records may take; beyond it they are dropped and counted."""
 
 
+class TracingSettings(_Section):
+    """Which traces are exported besides the sampled ones. Where they go, and how many are sampled, is OpenTelemetry's own to say:
+    `OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_TRACES_SAMPLER` and their like (docs/tracing.md).
+    """
+
+    slow_seconds: Annotated[float, Field(gt=0)] = 30.0
+    """A request that took longer is exported."""
+    slow_first_token_seconds: Annotated[float, Field(gt=0)] = 2.5
+    """So is one whose first token came later than this after its arrival."""
+    held_requests: Annotated[int, Field(ge=0)] = 10_000
+    """Requests whose spans wait here for a bad mark, at most; 2 KB each."""
+    held_content_bytes: Annotated[int, Field(ge=0)] = 32 * 1024 * 1024
+    """Bytes of prompts and answers that may wait with them."""
+    mlflow_uri: str | None = None
+    """MLflow's server, where feedback becomes assessments of traces; None: feedback is told by spans alone."""
+
+
 class ContentFilter(_Section):
     """Prompts to any service that match are refused with `content_filter`. A service declares its own filters in its resource."""
 
@@ -137,9 +155,12 @@ class GatewaySettings(BaseSettings):
     """Seconds between SIGTERM (not ready any more) and closing the port, for load balancers to notice."""
     drain_seconds: Annotated[int, Field(gt=0)] = 60
     """Seconds that running answers may take to end after SIGTERM."""
+    log_level: Level = "info"
+    """Of this project's own log lines, at the start."""
     limits: LimitSettings = LimitSettings()
     quotas: QuotaSettings = QuotaSettings()
     recorder: RecorderSettings = RecorderSettings()
+    tracing: TracingSettings = TracingSettings()
     content_filters: tuple[ContentFilter, ...] = ()
 
     @field_validator("unit_key")

@@ -45,6 +45,7 @@ class Attempt:
         number: 0 for the assigned arm, 1 for the fallback.
         keep_text: keep the answer's text (for the judge).
         screen: filters the answer on its way to the client.
+        context: headers by which the engine's spans join the request's trace; None: it is not traced.
         strip_usage: keep back the usage chunk that the client did not ask for.
     """
 
@@ -59,6 +60,7 @@ class Attempt:
         streamed: bool | None = None,
         keep_text: bool = False,
         screen: AnswerFilter | None = None,
+        context: dict[str, str] | None = None,
     ) -> None:
         self.target = target
         self.number = number
@@ -68,6 +70,10 @@ class Attempt:
         self.content_type = b"application/json"
         self.began = clock.monotonic()
         self.meter = Meter(self.began, keep_text=keep_text)
+        self.url: URL | None = None
+        """The address that took the connection, and when its headers came; only of a traced request."""
+        self.headers_at: float | None = None
+        self._context = context
         self._body = request.engine_body(target, streamed=self.streamed)
         self._urls = urls
         self._clock = clock
@@ -164,13 +170,18 @@ class Attempt:
 
     async def _send(self, session: aiohttp.ClientSession, request_id: str) -> aiohttp.ClientResponse:
         headers = {"Content-Type": "application/json", "X-Request-Id": request_id}
+        if self._context is not None:
+            headers.update(self._context)
         for url in self._urls:
             try:
                 # aiohttp writes bytes at once and a file piece by piece: a large body must not hold up everyone else.
                 data = self._body if len(self._body) <= AT_ONCE_BYTES else io.BytesIO(self._body)
-                return await session.post(url, data=data, headers=headers, allow_redirects=False)
+                response = await session.post(url, data=data, headers=headers, allow_redirects=False)
             except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
                 continue
+            if self._context is not None:
+                self.url, self.headers_at = url, self._clock.monotonic()
+            return response
         raise AttemptFailed("connect")
 
     async def _refused(self, response: aiohttp.ClientResponse) -> None:

@@ -21,6 +21,7 @@ import aiohttp
 from aiohttp import web
 from pydantic import ValidationError
 
+from services.common import logs
 from services.common.clock import SystemClock
 from services.common.telemetry import CERTIFICATE_END
 from services.rollout.controller import Controller, FileSource, Source
@@ -138,7 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--namespace", help="with --kubernetes: act on this namespace only (default: the pod's own)")
     parser.add_argument("--all-namespaces", action="store_true", help="with --kubernetes: act on all namespaces")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.configure("controller")
     logging.getLogger("kopf").setLevel(logging.WARNING)  # it tells of every change that it hands over
     given = {"namespace": options.namespace, "all_namespaces": options.all_namespaces or None}
     try:
@@ -148,6 +149,7 @@ def main(arguments: list[str] | None = None) -> int:
             field = "_".join(str(part) for part in mistake["loc"]).upper()
             sys.stderr.write(f"UNDERSTUDY_CONTROLLER_{field}: {mistake['msg']}\n")
         return 2
+    logs.follow_signals(settings.log_level)
     # MLflow's client repeats failed requests for minutes; here the next look is the repetition, and no thread may outlive its question.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", f"{max(1, round(settings.registry_timeout))}")

@@ -113,6 +113,10 @@ class Privacy(Resource):
         default="never",
         description="`judge`: mirrored prompts and answers wait encrypted, at most an hour, for the judge.",
     )
+    trace_content: bool = Field(
+        default=False,
+        description="Traces carry prompts, answers (as content filters leave them) and comments, in plain text, to wherever traces go.",
+    )
 
 
 class Retention(Resource):

@@ -59,6 +59,7 @@ def wanted_route(d: Deliberation) -> Route | None:
         pinned=pinned_targets(d),
         experiments=d.experiments,
         hold=hold_of(d.service),
+        trace_content=d.service.spec.privacy.trace_content,
     )
     if not d.active or not d.rollout.undecided or not d.rollout.admitted or d.candidate is None:
         return base

@@ -11,6 +11,8 @@ from typing import Any, Literal
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from services.common.logs import Level
+
 
 class ControllerSettings(BaseSettings):
     """What the controller must know of the outside; what is wanted of services stands in their resources."""
@@ -84,5 +86,6 @@ class ControllerSettings(BaseSettings):
     webhook_port: int = Field(
         default=8443, ge=0, le=65535, description="Port of the admission webhook; 0: any free one."
     )
+    log_level: Level = Field(default="info", description="Of this project's own log lines, at the start.")
     host: str = Field(default="127.0.0.1", description="Address of health and metrics.")
     port: int = Field(default=8081, ge=0, le=65535, description="Port of health and metrics; 0: any free one.")

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from services.serving.adapters import adapters_folder
 from services.serving.engine_plugin import ADAPTERS
@@ -84,9 +85,11 @@ def serve_application(name: str, service: str, artifact: str, spec: EngineSpec) 
             "max_constructor_retry_count": 1,
         },
     }
+    variables = _tracing_variables(name, service, spec)
     if spec.arguments.get("enable_lora"):
-        folder = adapters_folder(Path(artifact).parent, service, name)
-        llm_config["runtime_env"] = {"env_vars": {ADAPTERS: str(folder)}}
+        variables[ADAPTERS] = str(adapters_folder(Path(artifact).parent, service, name))
+    if variables:
+        llm_config["runtime_env"] = {"env_vars": variables}
     return {
         "name": name,
         "route_prefix": route_prefix(service, name),
@@ -113,6 +116,23 @@ def bounds_of(application: Mapping[str, Any]) -> tuple[int, int] | None:
         if deployment["name"].startswith(ENGINE) and {"min_replicas", "max_replicas"} <= scaling.keys():
             return scaling["min_replicas"], scaling["max_replicas"]
     return None
+
+
+def _tracing_variables(name: str, service: str, spec: EngineSpec) -> dict[str, str]:
+    """What vLLM's argument `otlp_traces_endpoint` needs beside it. Only requests of which the gateway says so are traced: without the
+    sampler, vLLM would begin a trace of its own for every request that names none.
+    """
+    endpoint = spec.arguments.get("otlp_traces_endpoint")
+    if not endpoint:
+        return {}
+    variables = {
+        "OTEL_TRACES_SAMPLER": "parentbased_always_off",
+        "OTEL_SERVICE_NAME": "understudy-engine",
+        "OTEL_RESOURCE_ATTRIBUTES": f"understudy.service={service},understudy.revision={name}",
+    }
+    if str(endpoint).startswith(("http://", "https://")) and urlsplit(str(endpoint)).path:
+        variables["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] = "http/protobuf"  # vLLM's own default is gRPC
+    return variables
 
 
 def _scaling(spec: EngineSpec) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from services.common.clock import Clock
 from services.common.routing import Route, Target
 from services.gateway.app import GatewayApp, create_app
 from services.gateway.http import protocol_class
+from services.gateway.otlp_settings import OtlpSettings
 from services.gateway.settings import GatewaySettings, KeySettings
 from services.store import Store, open_store
 
@@ -61,10 +62,14 @@ class RunningGateway:
 
 @contextlib.asynccontextmanager
 async def running_gateway(
-    settings: GatewaySettings, *, clock: Clock | None = None, store_factory: Callable[[str], Store] = open_store
+    settings: GatewaySettings,
+    *,
+    otlp: OtlpSettings | None = None,
+    clock: Clock | None = None,
+    store_factory: Callable[[str], Store] = open_store,
 ) -> AsyncIterator[RunningGateway]:
     """Serves until the block ends, then shuts down as SIGTERM would."""
-    app = create_app(settings, clock=clock, store_factory=store_factory)
+    app = create_app(settings, otlp=otlp, clock=clock, store_factory=store_factory)
     config = uvicorn.Config(
         app,
         http=protocol_class(settings.limits),

@@ -68,7 +68,7 @@ async def start(store: Store, tmp_path: Path) -> AsyncIterator[Start]:
         async def begin(published: Route | None, **changes: Any) -> RunningGateway:
             if published is not None:
                 store.publish_route(published)
-            given = {key: changes.pop(key) for key in ("clock", "store_factory") if key in changes}
+            given = {key: changes.pop(key) for key in ("otlp", "clock", "store_factory") if key in changes}
             settings = gateway_settings(store.url, changes.pop("state_dir", tmp_path / "state"), **changes)
             return await stack.enter_async_context(running_gateway(settings, **given))
 

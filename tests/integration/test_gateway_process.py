@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
@@ -12,6 +13,7 @@ import aiohttp
 import pytest
 
 from services.store import Store, migrate, open_store
+from tests.fakes.collector import Collector, collect
 from tests.fakes.gateway import route, target
 from tests.fakes.gateway_process import Process
 from tests.fakes.openai_engine import Behaviour, Engine, serve
@@ -138,3 +140,43 @@ async def test_wrong_starts_say_what_to_do(start: Start, store: Store, engine: E
     assert "UNDERSTUDY_GATEWAY_KEYS: Field required" in words
     assert "UNDERSTUDY_GATEWAY_UNIT_KEY: " in words
     assert "Traceback" not in words
+
+
+async def test_its_log_is_json_its_level_changes_and_traces_go_where_the_environment_says(
+    start: Start, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with collect(Collector()) as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.port}")
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "x-scope=team%20a")
+        monkeypatch.setenv("OTEL_SERVICE_NAME", "front")
+        gateway = await start().ready()
+        await gateway.ask()
+        gateway.child.send_signal(signal.SIGUSR1)
+        await asyncio.sleep(0.2)
+        told, _ = await gateway.ask()
+        gateway.child.send_signal(signal.SIGUSR2)
+        await asyncio.sleep(0.2)
+        await gateway.ask()
+        gateway.child.send_signal(signal.SIGTERM)
+        assert await gateway.ended() == 0
+        lines = [json.loads(line) for line in gateway.words().splitlines()]
+        assert [line["event"] for line in lines] == [
+            "gateway.started",
+            "process.level",
+            "attempt.ended",
+            "process.level",
+        ]
+        assert (lines[0]["traces"], lines[2]["request_id"]) == (collector.endpoint, told)
+        assert lines[2]["trace_id"] in {span.trace_id for span in collector.spans}
+        assert len(collector.named("POST /v1/chat/completions")) == 3
+        assert collector.resource["service.name"] == "front"
+        assert {headers["x-scope"] for headers in collector.headers} == {"team a"}
+
+
+async def test_a_wrong_destination_of_traces_is_told_at_the_start(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4317")
+    gateway = start()
+    assert await gateway.ended() == 2
+    assert "OTEL_EXPORTER_OTLP_ENDPOINT: 'collector:4317/v1/traces' is no address" in gateway.words()

@@ -35,6 +35,18 @@ def test_a_gpu_revision_reserves_one_bundle_a_rank() -> None:
     assert llm_config["placement_group_config"]["bundles"] == [{"GPU": 1, "CPU": 1}] * 4
 
 
+def test_one_argument_lets_the_engine_trace() -> None:
+    arguments = {"otlp_traces_endpoint": "http://collector:4318/v1/traces"}
+    llm_config = config(engine(arguments=arguments))
+    assert llm_config["engine_kwargs"] == arguments
+    variables = llm_config["runtime_env"]["env_vars"]
+    assert variables["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] == "http/protobuf"
+    assert variables["OTEL_TRACES_SAMPLER"] == "parentbased_always_off"
+    assert "understudy.revision=assistant-v4-7c1f" in variables["OTEL_RESOURCE_ATTRIBUTES"]
+    grpc = config(engine(arguments={"otlp_traces_endpoint": "http://collector:4317"}))
+    assert "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL" not in grpc["runtime_env"]["env_vars"]
+
+
 def made(spec: EngineSpec) -> dict[str, Any]:
     return serve_application("assistant-v4-7c1f", "assistant", "/models/four", spec)
 

@@ -238,3 +238,27 @@ persistentVolumeClaim: {claimName: {{ .Values.models.existingClaim | default (pr
 {{- fail "ray.worker.resources.limits: engines may reserve ray.worker.gpus GPUs, but the pod asks for none (nvidia.com/gpu)" }}
 {{- end }}
 {{- end }}
+
+{{/* Where a gateway's traces go: OpenTelemetry's own variables, and ours for what is kept beside the sample. */}}
+{{- define "understudy.tracing" -}}
+{{- $tracing := .Values.tracing }}
+{{- if or $tracing.endpoint $tracing.mlflow.enabled }}
+{{- $straight := not $tracing.endpoint }}
+- {name: OTEL_EXPORTER_OTLP_ENDPOINT, value: {{ $tracing.endpoint | default (include "understudy.registryUrl" .) | quote }}}
+{{- with $tracing.headers.existingSecret }}
+- name: {{ if $straight }}TRACING_HEADERS{{ else }}OTEL_EXPORTER_OTLP_HEADERS{{ end }}
+  valueFrom: {secretKeyRef: {name: {{ . }}, key: {{ $tracing.headers.key }}}}
+{{- end }}
+{{- if $straight }}
+- {name: OTEL_EXPORTER_OTLP_HEADERS, value: "x-mlflow-experiment-id={{ $tracing.mlflow.experimentId }}{{ if $tracing.headers.existingSecret }},$(TRACING_HEADERS){{ end }}"}
+{{- end }}
+- {name: OTEL_TRACES_SAMPLER, value: {{ if $tracing.parentBased }}parentbased_{{ end }}traceidratio}
+- {name: OTEL_TRACES_SAMPLER_ARG, value: {{ $tracing.ratio | toString | quote }}}
+- {name: OTEL_RESOURCE_ATTRIBUTES, value: "service.namespace={{ .Release.Namespace }},k8s.pod.name=$(UNDERSTUDY_GATEWAY_NAME)"}
+- {name: UNDERSTUDY_GATEWAY_TRACING__SLOW_SECONDS, value: {{ $tracing.slowSeconds | toString | quote }}}
+- {name: UNDERSTUDY_GATEWAY_TRACING__SLOW_FIRST_TOKEN_SECONDS, value: {{ $tracing.slowFirstTokenSeconds | toString | quote }}}
+{{- if $tracing.mlflow.enabled }}
+- {name: UNDERSTUDY_GATEWAY_TRACING__MLFLOW_URI, value: {{ include "understudy.registryUrl" . | quote }}}
+{{- end }}
+{{- end }}
+{{- end }}

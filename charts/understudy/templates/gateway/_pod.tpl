@@ -38,6 +38,8 @@ spec:
           valueFrom: {secretKeyRef: {name: {{ include "understudy.keysSecret" . }}, key: content_key}}
         - name: UNDERSTUDY_GATEWAY_KEYS
           valueFrom: {secretKeyRef: {name: {{ include "understudy.apiKeysSecret" . }}, key: keys.json}}
+        - {name: UNDERSTUDY_GATEWAY_LOG_LEVEL, value: {{ .Values.logging.level }}}
+        {{- include "understudy.tracing" . | nindent 8 }}
         {{- include "understudy.settings" (dict "prefix" "UNDERSTUDY_GATEWAY_" "settings" $gateway.settings) | nindent 8 }}
       ports:
         - {name: http, containerPort: 8080}
