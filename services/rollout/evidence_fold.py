@@ -124,6 +124,12 @@ class Evidence:
             new = [_paired(j.unit, float(j.sequence), float(j.sequence), (j.stable, j.candidate)) for j in judgements]
             self._try(guardrail.update_pairs, new)
 
+    def count_judging(self, counts: Mapping[str, int]) -> None:
+        """What came of the judge's work beside its scores, so far."""
+        for name in ("unparsable", "inconsistent"):
+            if name in counts:
+                self.counts[name] = counts[name]
+
     def view(self, step: int) -> EvidenceView:
         """What the evidence says now."""
         steps = (

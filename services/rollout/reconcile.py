@@ -179,6 +179,8 @@ class Reconciler:
             evidence.fold_pairs(pairs, settle)
         while judgements := self._store.judgements(rollout.id, evidence.judged):
             evidence.fold_judgements(judgements)
+        if rules.judged:
+            evidence.count_judging(self._store.judge_counts(rollout.id))
 
     def _fold_canary(self, evidence: Evidence, rollout: RolloutStatus, until: float) -> None:
         if (faults := self._store.assignment_faults(rollout.id)) and evidence.fault is None:
