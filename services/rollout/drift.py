@@ -84,7 +84,7 @@ class DriftKeeper:
                 service.name, revision, since, sight.watermark, rules.horizon, rules.settle
             )
             visits = sorted(
-                (visit for visit in found if state.done <= visit.exposure.first_at < until),
+                (visit for visit in found.visits if state.done <= visit.exposure.first_at < until),
                 key=lambda visit: (visit.exposure.closes_at, visit.exposure.unit),
             )
             state.watch.fold_prompt(visits, _SALT)
@@ -104,9 +104,9 @@ class DriftKeeper:
         if until - since < LEAST_SECONDS:
             return None
         found = self._store.visits_before(service.name, revision, since, sight.watermark, rules.horizon, rules.settle)
-        history = [visit for visit in found if visit.exposure.first_at < until]
+        history = [visit for visit in found.visits if visit.exposure.first_at < until]
         first = min((visit.exposure.first_at for visit in history), default=until)
-        if until - first < LEAST_SECONDS / 2:  # hardly anybody came, or so many that the store reads no further back
+        if until - first < LEAST_SECONDS / 2:  # hardly anybody came
             return None
         return _State(revision, begin_drift(service, history, _SALT, until - first), until)
 

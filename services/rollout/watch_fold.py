@@ -21,7 +21,7 @@ from services.evidence.detectors import Shift
 from services.rollout.observed import Alarm
 from services.rollout.resources import METRICS, Guardrail, LLMService
 from services.rollout.unit_values import unit_values
-from services.store import ClosedUnit
+from services.store import ClosedUnit, History
 
 PROMPT: Final = ("errors", "ttft", "interTokenGap", "duration")
 """Metrics of the first request that ended, known at once."""
@@ -140,7 +140,7 @@ class Watch:
         return watch
 
 
-def begin_watch(rules: LLMService, history: Sequence[ClosedUnit], salt: bytes, promoted: float) -> Watch:
+def begin_watch(rules: LLMService, history: History, salt: bytes, promoted: float) -> Watch:
     """The detectors of a watch, frozen at the promotion. A metric whose history says too little for a bound is not watched.
 
     One half of `alpha` is for the history's bounds, one half (the level) for false alarms. Run lengths are counted in watches: with k
@@ -151,10 +151,11 @@ def begin_watch(rules: LLMService, history: Sequence[ClosedUnit], salt: bytes, p
     level = rollout.alpha / 2
     hours = max(1.0, rollout.rollback_window / HOUR_SECONDS)
     ahead = {hour_of_week(promoted + HOUR_SECONDS * i) for i in range(math.ceil(hours) + 1)}
+    read = {hour_of_week(hour * HOUR_SECONDS): share for hour, share in history.share.items()}
     # History is a week at most, so an hour of the week is one hour of it; the busiest one bounds what a watch will see.
     return _frozen(
-        (*PROMPT, *(SAID if in_time else ())), rules, history, salt, ahead, level, 1 / level,
-        lambda by_hour: hours * max(len(values) for values in by_hour.values()),
+        (*PROMPT, *(SAID if in_time else ())), rules, history.visits, salt, ahead, level, 1 / level,
+        lambda by_hour: hours * max(len(values) / (read.get(hour) or 1.0) for hour, values in by_hour.items()),
     )  # fmt: skip
 
 
@@ -204,8 +205,8 @@ def _measured(history: Sequence[ClosedUnit], names: Sequence[str], salt: bytes) 
     found: dict[str, dict[int, list[float]]] = {metric: defaultdict(list) for metric in names}
     for visit in history:
         hour = hour_of_week(visit.exposure.first_at)
-        first = unit_values(_first(visit), salt)
         whole = unit_values(visit, salt)
+        first = whole if len(visit.observations) == 1 else unit_values(_first(visit), salt)
         for metric in names:
             values = first if metric in PROMPT else whole
             if metric in values and _coin(metric, values[metric], None) is not None:

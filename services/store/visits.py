@@ -5,6 +5,7 @@ Called by the controller's looks at a watch. A visit stands for a user as an exp
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
@@ -13,13 +14,13 @@ from sqlalchemy import ColumnElement, Float, Select, and_, exists, literal_colum
 from sqlalchemy import func as sql
 
 from services.store.database import Database
-from services.store.history import BASELINE_REQUESTS
 from services.store.recording import FEEDBACK_COLUMNS, OBSERVATION_COLUMNS, feedback_record, observation
 from services.store.records import Exposure, Feedback, Observation
-from services.store.rows import ClosedUnit
+from services.store.rows import ClosedUnit, History
 from services.store.schema import feedback, observations, stored
 
 HOUR: Final = 3_600.0
+HOURLY_REQUESTS: Final = 1_000
 LONGEST: Final = 900.0
 """Seconds; what takes longer to answer is not seen by a watch."""
 _ROUNDING: Final = 1e-3  # seconds; see closing
@@ -81,33 +82,40 @@ class Visits:
 
     def visits_before(
         self, service: str, revision: str, since: float, until: float, horizon: float, settle: float
-    ) -> list[ClosedUnit]:
-        """Visits to a revision as stable or control, closed and stored in [since, until]: of each user the first of every hour. At most the
-        newest 200,000 requests are read.
+    ) -> History:
+        """Visits to a revision as stable or control, closed and stored in [since, until]: of each user the first of every hour. Of every
+        hour the first 1,000 requests are read, so that a week of a busy service costs no more than a week of a quiet one.
         """
-        ours = and_(
-            observations.c.service == service,
-            observations.c.revision == revision,
-            observations.c.arm.in_(("stable", "control")),
-            *_plain(observations),
-            observations.c.started_at >= since,
-            observations.c.started_at < until,
-            *stored(observations, until),
-        )
-        newest = (
-            select(*OBSERVATION_COLUMNS).where(ours).order_by(observations.c.started_at.desc()).limit(BASELINE_REQUESTS)
-        )
+        rows: list[Observation] = []
+        marks: defaultdict[str, list[Feedback]] = defaultdict(list)
+        share: dict[int, float] = {}
         with self._database.read() as connection:
-            rows = [observation(row) for row in connection.execute(newest)][::-1]
-            if len(rows) == BASELINE_REQUESTS:
-                since = rows[0].started_at
-            said = (
-                select(*FEEDBACK_COLUMNS)
-                .select_from(observations.join(feedback, feedback.c.request_id == observations.c.request_id))
-                .where(ours, observations.c.started_at >= since, *stored(feedback, until))
-                .order_by(feedback.c.at, feedback.c.id)
-            )
-            marks = _by(map(feedback_record, connection.execute(said)), "request_id")
+            for hour in range(int(since // HOUR), math.ceil(until / HOUR)):
+                begin, end = max(since, hour * HOUR), min(until, (hour + 1) * HOUR)
+                ours = and_(
+                    observations.c.service == service,
+                    observations.c.revision == revision,
+                    observations.c.arm.in_(("stable", "control")),
+                    *_plain(observations),
+                    observations.c.started_at >= begin,
+                    observations.c.started_at < end,
+                    *stored(observations, until),
+                )
+                oldest = select(*OBSERVATION_COLUMNS).where(ours).order_by(observations.c.started_at)
+                some = [observation(row) for row in connection.execute(oldest.limit(HOURLY_REQUESTS))]
+                if not some:
+                    continue
+                last = some[-1].started_at
+                share[hour] = (last - begin) / (end - begin) if len(some) == HOURLY_REQUESTS else 1.0
+                said = (
+                    select(*FEEDBACK_COLUMNS)
+                    .select_from(observations.join(feedback, feedback.c.request_id == observations.c.request_id))
+                    .where(ours, observations.c.started_at <= last, *stored(feedback, until))
+                    .order_by(feedback.c.at, feedback.c.id)
+                )
+                for mark in map(feedback_record, connection.execute(said)):
+                    marks[mark.request_id].append(mark)
+                rows += some
         visits: defaultdict[tuple[str, float], list[Observation]] = defaultdict(list)
         for row in sorted(rows, key=lambda row: (row.started_at + row.duration, row.request_id)):
             ended = row.started_at + row.duration
@@ -116,7 +124,9 @@ class Visits:
                 mine.append(row)
         found = ((mine, mine[0].started_at + mine[0].duration) for mine in visits.values())
         whole = horizon + settle
-        return [_visit(mine, marks, at, horizon, at + whole) for mine, at in found if at + whole <= until]
+        return History(
+            tuple(_visit(mine, marks, at, horizon, at + whole) for mine, at in found if at + whole <= until), share
+        )
 
 
 def _ended(table: Any) -> ColumnElement[float]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pytest
 
 from services.rollout.resources import LLMService
 from services.rollout.watch_fold import Watch, begin_watch, hour_of_week
-from services.store import ClosedUnit
+from services.store import ClosedUnit, History
 from tests.fakes.records import exposure, feedback, observation
 from tests.fakes.rollout_world import service
 
@@ -57,8 +57,13 @@ def users(
         yield ClosedUnit(exposure(at, unit=f"{seed}-{number:05}", arm="stable"), (row,), tuple(marks))
 
 
+def history(visits: Iterable[ClosedUnit], share: float = 1.0) -> History:
+    found = tuple(visits)
+    return History(found, {int(visit.exposure.first_at // 3600): share for visit in found})
+
+
 def watch(seed: int = 1, resource: LLMService | None = None) -> Watch:
-    return begin_watch(resource or rules(), list(users(seed, PROMOTED - 3600 * 2, 2400)), SALT, PROMOTED)
+    return begin_watch(resource or rules(), history(users(seed, PROMOTED - 3600 * 2, 2400)), SALT, PROMOTED)
 
 
 def fold(over: Watch, visits: Sequence[ClosedUnit]) -> Watch:
@@ -116,7 +121,11 @@ def test_all_detectors_share_one_run_length() -> None:
     begun = watch()
     assert begun.arl == pytest.approx(20.0)  # watches: one over half of alpha
     assert [one.detector.arl for one in begun.watched] == pytest.approx(
-        [4 * 20 * users for users in (1200, 1200, 1200, 120)], rel=0.05
+        [4 * 20 * crowd for crowd in (1200, 1200, 1200, 120)], rel=0.05
+    )
+    sampled = begin_watch(rules(), history(users(1, PROMOTED - 3600 * 2, 2400), share=0.5), SALT, PROMOTED)
+    assert sampled.watched[0].detector.arl == pytest.approx(2 * begun.watched[0].detector.arl), (
+        "half of each hour was read"
     )
 
 
@@ -129,8 +138,8 @@ def test_values_that_cannot_be_are_left_out_and_counted() -> None:
 
 
 def test_without_history_nothing_is_watched_and_a_short_one_has_no_far_quantile() -> None:
-    assert begin_watch(rules(), [], SALT, PROMOTED).metrics == []
-    few = list(users(1, PROMOTED - 3600, 20))
+    assert begin_watch(rules(), history([]), SALT, PROMOTED).metrics == []
+    few = history(users(1, PROMOTED - 3600, 20))
     assert begin_watch(rules(), few, SALT, PROMOTED).metrics == ["errors", "feedback", "rating"]
     hasty = rules(rollbackWindow="10s")  # over before a horizon is
     assert watch(resource=hasty).metrics == ["errors", "ttft"]

@@ -71,7 +71,16 @@ def test_the_history_has_each_user_once_an_hour(store: Store, now: float) -> Non
     found = store.visits_before(
         "assistant", "assistant-v2-7c1f", hour, now + 60, 600.0, 60.0
     )  # also by the time of storing
-    seen = sorted((visit.exposure.unit, len(visit.observations)) for visit in found)
+    seen = sorted((visit.exposure.unit, len(visit.observations)) for visit in found.visits)
     assert seen == [("u1", 1), ("u1", 2), ("u2", 1)]
     before = store.visits_before("assistant", "assistant-v2-7c1f", hour, now - 10_000, 600.0, 60.0)
-    assert before == []
+    assert before.visits == ()
+
+
+def test_a_busy_hour_is_read_in_part(store: Store, now: float) -> None:
+    hour = now // 3600 * 3600 - 7200
+    rows = [observation(hour + i, **SERVED, unit=f"v{i:04}") for i in range(1500)]
+    store.write(rows)
+    found = store.visits_before("assistant", "assistant-v2-7c1f", hour, now + 60, 600.0, 60.0)
+    assert len(found.visits) == 1000
+    assert found.share == {int(hour // 3600): 999 / 3600}
