@@ -43,6 +43,13 @@ STORE = Row("Store", (
           Query(f"{t.JOURNAL_BYTES}{{{NAMESPACE}}} / {t.JOURNAL_LIMIT}{{{NAMESPACE}}}", _POD), unit="percentunit", top=1.0),
 ))  # fmt: skip
 
+TRACES = Row("Traces", (
+    graph("Spans exported", "That a collector took, each second; 0 where tracing is off.",
+          Query(f"rate({t.SPANS_EXPORTED}{{{NAMESPACE}}}[$__rate_interval])", _POD)),
+    graph("Spans lost", "The queue was full, or the collector refused them or was away for half a minute. No request waits for it.",
+          Query(f"increase({t.SPANS_DROPPED}{{{NAMESPACE}}}[$__rate_interval])", _POD)),
+))  # fmt: skip
+
 CONTROLLER = Row("Controller", (
     graph("Looks", "Looks at services each second.", Query(rate(t.LOOKS, SERVICE, "result"), "{{result}}"), width=6),
     graph("Time of a look", "How long looks take.", *quantiles(t.LOOK_DURATION, NAMESPACE, "namespace", "", 0.5, 0.99), unit="s", width=6),
@@ -61,6 +68,6 @@ CONTROLLER = Row("Controller", (
 
 DASHBOARD = Dashboard(
     "understudy-gateway", "Understudy / Gateway", "Gateways, their recorders, and the controller.",
-    (LOAD, STORE, CONTROLLER),
+    (LOAD, STORE, TRACES, CONTROLLER),
     (Variable("namespace", f"label_values({t.IN_FLIGHT}, namespace)"), Variable("service", f"label_values({t.LAST_LOOK}, service)")),
 )  # fmt: skip

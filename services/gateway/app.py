@@ -170,7 +170,7 @@ async def _running(
         )  # fmt: skip
         poller.load_cache()
         _add_gauges(metrics, table, recorder, assigner, settings)
-        tracer = await _tracing(stack, settings, otlp, metrics, clock) if otlp is not None else None
+        tracer = _tracer(stack, settings, otlp, metrics, clock)
         answered = Answered()
         app.completions = Completions(
             settings, clock=clock, keys=app.keys,
@@ -187,10 +187,19 @@ async def _running(
         yield
 
 
-async def _tracing(
-    stack: contextlib.AsyncExitStack, settings: GatewaySettings, otlp: OtlpSettings, metrics: Metrics, clock: Clock
-) -> Tracer:
-    """Imported here: a gateway without traces has nothing of OpenTelemetry in memory."""
+def _tracer(
+    stack: contextlib.AsyncExitStack,
+    settings: GatewaySettings,
+    otlp: OtlpSettings | None,
+    metrics: Metrics,
+    clock: Clock,
+) -> Tracer | None:
+    """The tracer, its exporter at work until the stack ends; None: tracing is off."""
+    if otlp is None:
+        metrics.read(telemetry.SPANS_EXPORTED, lambda: 0)
+        metrics.read(telemetry.SPANS_DROPPED, lambda: 0)
+        return None
+    # Imported here: a gateway without traces has nothing of OpenTelemetry in memory.
     from services.gateway.trace_exporter import TraceExporter
 
     exporter = TraceExporter(otlp, settings.tracing.mlflow_uri)
