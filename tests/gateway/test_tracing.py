@@ -216,13 +216,13 @@ async def test_no_text_leaves_where_the_service_does_not_allow_it(
     stable.behaviour = Behaviour(words=("the", " oracle's", " answer"))
     hidden = msgspec.structs.replace(idle, stable=msgspec.structs.replace(idle.stable, system_prompt="Secret rule."))
     gateway = await start(hidden, otlp=otlp(collector))
-    _, request_id = await ask(gateway, stream=streamed, headers={"X-User-Id": "ada@example.com"})
+    _, request_id = await ask(gateway, stream=streamed, headers={"X-User-Id": "zorro@example.com"})
     await say(gateway, request_id=request_id, kind="thumb", value=-1, comment="bad oracle")
     stable.behaviour = Behaviour(status=400, error=f"cannot read {PROMPT}")
     await ask(gateway, stream=streamed)
     await until(lambda: collector.named("feedback thumb") and len(collector.named("chat assistant")) == 2)
     everything = b"".join(collector.bodies).lower()
-    for text in (b"oracle", b"secret rule", b"ada", KEY.encode()):
+    for text in (b"oracle", b"secret rule", b"zorro", KEY.encode()):
         assert text not in everything
 
 
