@@ -90,12 +90,12 @@ ENTRYPOINT ["postgresql-entrypoint"]
 FROM runtime AS engine
 # vLLM's CPU kernels link libnuma; torch compiles nothing at run time when dynamo is off, so no compiler is needed.
 RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends libnuma1 && rm -rf /var/lib/apt/lists/*
-# 7 GB: made in place, since a copy would need that much twice.
+# 7 GB: made in place, since a copy would need that much twice. What it is made of is copied, not mounted: buildah takes a layer from its
+# cache whatever lies in a mount.
+COPY requirements/engine.txt /opt/requirements.txt
 RUN --mount=type=bind,from=build,source=/build/uv,target=/build/uv \
-    --mount=type=bind,source=requirements/engine.txt,target=/build/engine.txt \
     export PATH=/build/uv/bin:$PATH UV_NO_CACHE=1 UV_PYTHON_DOWNLOADS=never && uv venv --quiet --python python3 /opt/engine \
-    && uv pip install --quiet --compile-bytecode --python /opt/engine/bin/python --no-deps --require-hashes -r /build/engine.txt
-# Copied, not mounted: buildah takes a layer from its cache whatever lies in a mount.
+    && uv pip install --quiet --compile-bytecode --python /opt/engine/bin/python --no-deps --require-hashes -r /opt/requirements.txt
 COPY --from=build-services /build/wheels /opt/wheels
 RUN --mount=type=bind,from=build,source=/build/uv,target=/build/uv \
     /build/uv/bin/uv pip install --quiet --no-cache --compile-bytecode --python /opt/engine/bin/python --no-deps /opt/wheels/*.whl

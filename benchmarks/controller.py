@@ -29,7 +29,7 @@ from services.common.clock import SystemClock
 from services.rollout.controller import Controller
 from services.rollout.execute import Executor
 from services.rollout.health import Health
-from services.rollout.lock import controller_lock
+from services.rollout.lock import controller_lock, holding
 from services.rollout.loop import ServiceLoop
 from services.rollout.metrics import Metrics
 from services.rollout.observe import Observer
@@ -40,6 +40,7 @@ from services.rollout.operator.resource import Surroundings
 from services.rollout.platforms.base import RevisionSpec, RevisionState
 from services.rollout.reconcile import Reconciler
 from services.rollout.resources import LLMService
+from services.rollout.together import Together
 from services.store import GatewayLease, Store, migrate, open_store
 from tests.fakes.kubernetes_api import FakeKubernetes
 from tests.fakes.platform import FakePlatform
@@ -148,14 +149,15 @@ class Bench:
             self.registry.add(name(number))
         clock, self.metrics = SystemClock(), Metrics()
         lock = controller_lock(store.url)
+        hold, standings, health = holding(lock), Together(store.standings), Health(clock, {})
 
         def loop(service: LLMService, owner: Mapping[str, Any]) -> ServiceLoop:
             def reconciler(of: LLMService) -> Reconciler:
-                observer = Observer(store, self.registry, self.platform, "benchmark")
+                observer = Observer(store, self.registry, self.platform, standings, "benchmark")
                 executor = Executor(store, self.registry, self.platform, Files(), clock)
                 return Reconciler(of, store, observer, executor)
 
-            return ServiceLoop(service, lock, reconciler, lambda _: (), self.metrics, Health(clock, {}), clock)
+            return ServiceLoop(service, hold, reconciler, lambda _: (), self.metrics, health, clock)
 
         around = Surroundings(api, store, loop, clock, False, None)
         self.controller = Controller(ClusterSource(around, api.namespace), lock)

@@ -36,6 +36,8 @@ METRICS: Final[Mapping[str, Metric]] = {
 }
 
 MINUS: Final = "−"
+NOTEWORTHY: Final = 0.05
+"""A smaller saving of users is not worth a sentence."""
 
 
 def metric_of(name: str) -> Metric:
@@ -125,6 +127,17 @@ def compared_text(reading: Mapping[str, Any]) -> str:
         if reading["lower"] is not None or reading["upper"] is not None:
             text += f" ({interval_text(reading)})"
     return text + "."
+
+
+def past_text(reading: Mapping[str, Any]) -> str:
+    """How many users brought a past of their own, and what it spared; empty where that is not worth a sentence."""
+    known, spared = reading.get("known", 0), reading.get("spared") or 0.0
+    if not known or spared < NOTEWORTHY:
+        return ""
+    users = reading["n_control"] + reading["n_candidate"]
+    return (
+        f"{known:,} of {users:,} users were known before, which spares about {100 * spared:.0f} % of the users needed."
+    )
 
 
 def interval_text(reading: Mapping[str, Any]) -> str:

@@ -182,7 +182,7 @@ def told(reading: Reading) -> dict[str, Any]:
         "label": metric.label,
         "unit": metric.unit,
         "compared": narrative.compared_text(reading),
-        "judged": narrative.judged_text(reading),
+        "judged": " ".join(filter(None, (narrative.judged_text(reading), narrative.past_text(reading)))),
     }
 
 

@@ -42,6 +42,6 @@ def canonical_hash(value: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def revision_name(service: str, version: str, specification: Mapping[str, Any]) -> str:
-    """The revision's name, e.g. `assistant-v4-7c1f`: registry version and the first four digits of the engine specification's hash."""
-    return f"{service}-v{version}-{canonical_hash(specification)[:4]}"
+def revision_name(service: str, version: str, digest: str) -> str:
+    """The revision's name, e.g. `assistant-v4-7c1f`: registry version and the first four digits of the specification's `canonical_hash`."""
+    return f"{service}-v{version}-{digest[:4]}"

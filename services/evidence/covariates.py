@@ -48,6 +48,12 @@ class PairCovariate:
     def sharper(self) -> float:
         return self._gain
 
+    @property
+    def spared(self) -> float:
+        """The share of ΣD² that the pasts have taken away so far."""
+        raw, adjusted = (float(total) for total in self._sums[5:])
+        return max(0.0, 1 - (adjusted + RIDGE) / (raw + RIDGE))
+
     def adjust(self, badness: Floats, pairs: Pairs) -> tuple[Floats, bool]:
         """The differences of at most `left` pairs, adjusted; and whether β has changed after them."""
         pasts = [self._scale * past for past in (pairs.candidate_past, pairs.control_past)]

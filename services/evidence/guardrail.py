@@ -51,6 +51,7 @@ class Guardrail:
         self._seen = SeenUnits()
         self._last: tuple[float, str] | None = None
         self._units = {"control": 0, "candidate": 0}
+        self._known = 0
         self._excluded: dict[str, int] = {}
 
     def update(self, values: Iterable[UnitValue]) -> None:
@@ -78,6 +79,7 @@ class Guardrail:
         candidates = int(batch.candidate.sum())
         self._units["candidate"] += candidates
         self._units["control"] += len(given) - candidates
+        self._known += int((~np.isnan(batch.past)).sum())
         self._last = given[-1].order
         self._evidence.add(batch)
 
@@ -193,6 +195,8 @@ class Guardrail:
             non_inferior=plan.guards and last_step and found.shown,
             improved=not plan.guards and last_step and found.shown,
             last_step=last_step,
+            known=self._known,
+            spared=_finite(found.spared) if self._known else None,
             trustworthy=found.harmful or None not in ((worse, better) if plan.guards else (better,)),
         )
 
@@ -204,6 +208,7 @@ class Guardrail:
             "seen": self._seen.to_json(),
             "last": self._last,
             "units": self._units,
+            "known": self._known,
             "excluded": self._excluded,
             "evidence": self._evidence.to_json(),
         }
@@ -216,6 +221,7 @@ class Guardrail:
             guardrail._seen = SeenUnits.from_json(data["seen"])
             guardrail._last = (data["last"][0], data["last"][1]) if data["last"] else None
             guardrail._units, guardrail._excluded = dict(data["units"]), dict(data["excluded"])
+            guardrail._known = data["known"]
             guardrail._evidence.restore(data["evidence"])
         return guardrail
 

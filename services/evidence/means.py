@@ -158,6 +158,12 @@ Change = tuple[float, float, int]
 """Relative change, its variance times the number of units, their number."""
 
 
+def _spared(raw: Sequence[Moments], adjusted: Sequence[Moments]) -> float:
+    """The share of the arms' variances that the pasts took away."""
+    before, after = (sum(moments.variance for moments in arms) for arms in (raw, adjusted))
+    return max(0.0, 1 - after / before) if before > 0 else 0.0
+
+
 class _Restart:
     """Sums of the units first exposed in one step or a later one. `difference` holds pairs only; it gives their
     covariance."""
@@ -293,6 +299,7 @@ class MeanEvidence:
             step=self._step,
             shown=better is not None and better <= plan.tolerance,
             pairs=self._pairs,
+            spared=_spared([control, candidate], adjusted),
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -152,6 +152,7 @@ class PairedEvidence:
             shown=bool(promote[self._at] >= -math.log(plan.alpha_promote)),
             pairs=self._pairs,
             expired=self._window.expired,
+            spared=self._covariate.spared,
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -52,7 +52,8 @@ class GuardrailPlan:
     is tolerated; for a goal, the least improvement that counts. `alpha_harm` is already divided by the number of metrics
     and segments; a goal does not use it. `alpha_promote` is the level at which non-inferiority or a goal's improvement
     is shown. `design_prior` is the stable arm's rate over the same
-    horizon, known before the rollout.
+    horizon, known before the rollout. Partners are at most `pair_window_units` arrivals and `pair_window_seconds` apart; a pair is made as
+    soon as both are there, so a wide window delays nothing.
     """
 
     metric: str
@@ -67,7 +68,7 @@ class GuardrailPlan:
     quantile: float | None = None
     design_prior: float | None = None
     pair_window_units: int = 10
-    pair_window_seconds: float = 30.0
+    pair_window_seconds: float = 3600.0
     bounds: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
@@ -154,7 +155,8 @@ class Reading:
     side is the best of the processes started at each step, at `alpha_harm`; the other uses the units of the current
     step alone, at `alpha_promote`. `harmful` never goes back to False, and nothing on the harm side moves after it.
     `non_inferior`, and a goal's `improved`, can be True in the last step only and describe this moment; `e_promote` is the evidence for
-    them. `last_step`: units of the last step have been seen.
+    them. `last_step`: units of the last step have been seen. `known`: units with a past of their own; `spared`: the share of the values'
+    spread that their pasts took away, and with it about this share of the users needed.
     """
 
     metric: str
@@ -182,6 +184,8 @@ class Reading:
     trustworthy: bool
     improved: bool = False
     last_step: bool = False
+    known: int = 0
+    spared: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The reading as a JSON object."""
@@ -208,3 +212,4 @@ class Conclusion:
     shown: bool
     pairs: int
     expired: int = 0
+    spared: float | None = None

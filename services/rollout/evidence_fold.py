@@ -24,7 +24,7 @@ from services.evidence import (
 from services.rollout.balance import HALVES, Balance, measured_alike
 from services.rollout.observed import EvidenceView, Ratio
 from services.rollout.resources import key_of, split_key
-from services.rollout.unit_values import MAY_LACK, pair_values, spoke, tenant_of, unit_values
+from services.rollout.unit_values import MAY_LACK, pair_values, past_values, spoke, tenant_of, unit_values
 from services.store import ClosedUnit, Judgement, MirroredPair
 
 SCHEMA: Final = 2
@@ -76,9 +76,13 @@ class Evidence:
                 self._count(f"feedback_{arm}")
             key = f"{exposure.step}:{arm}"
             self.by_step[key] = self.by_step.get(key, 0) + 1
-            tenant = tenant_of(unit.observations)
+            tenant, times, past = (
+                tenant_of(unit.observations),
+                (exposure.first_at, exposure.closes_at),
+                past_values(unit.past),
+            )
             for metric, value in unit_values(unit, salt).items():
-                one = UnitValue(exposure.unit, arm, exposure.first_at, exposure.closes_at, exposure.step, value)
+                one = UnitValue(exposure.unit, arm, *times, exposure.step, value, past.get(metric))
                 for key in self._keys(metric, tenant):
                     values[key].append(one)
                 self._measure(metric, arm)

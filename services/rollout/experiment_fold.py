@@ -17,13 +17,10 @@ from services.rollout.balance import ALPHA, GROSS
 from services.rollout.experiment_results import Result, conclude
 from services.rollout.resources_experiment import Comparison, Experiment
 from services.rollout.resources_metrics import METRICS
-from services.rollout.unit_values import MAY_LACK, unit_values
+from services.rollout.unit_values import MAY_LACK, past_values, unit_values
 from services.store import ClosedUnit
 
 SCHEMA: Final = 1
-PAIR_WINDOW_SECONDS: Final = 3_600.0
-"""Users are paired among ten that come one after the other. Experiments last for weeks on whatever traffic there is: partners may come
-minutes apart."""
 Direction = Literal["lower", "higher"]
 DIRECTIONS: Final[tuple[Direction, ...]] = ("lower", "higher")
 """That is better, as a guardrail sees it: `lower` finds a rise, `higher` a fall."""
@@ -72,11 +69,12 @@ class ExperimentEvidence:
                 self.void(wrong, misassigned=True)
                 return
             self.ratio.update({exposure.arm: 1})
+            past = past_values(unit.past)
             for metric, value in unit_values(unit, salt).items():
                 if metric in self.measured:
                     self.measured[metric].update({exposure.arm: 1})
                 arm: Literal["control", "candidate"] = "control" if exposure.arm == self.names[0] else "candidate"
-                one = UnitValue(exposure.unit, arm, exposure.first_at, exposure.closes_at, 0, value)
+                one = UnitValue(exposure.unit, arm, exposure.first_at, exposure.closes_at, 0, value, past.get(metric))
                 for key in self._concerned(exposure.arm, metric):
                     values[key].append(one)
         if closed:
@@ -176,5 +174,4 @@ def _plan(goal: Comparison, direction: Direction, level: float) -> GuardrailPlan
         alpha_promote=level,
         quantile=goal.quantile,
         bounds=measured.bounds,
-        pair_window_seconds=PAIR_WINDOW_SECONDS,
     )

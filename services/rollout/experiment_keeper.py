@@ -50,8 +50,10 @@ class ExperimentKeeper:
         """Folds what closed up to the watermark; the look with the rows as they stand then. Raises StoreError."""
         if self._rows is None or any(row.finished_at is None for row in self._rows.values()):
             rows = await asyncio.to_thread(self._read_all, service, sight)
-        else:
+        elif self._rows:
             rows = self._rows
+        else:
+            return sight
         return replace(sight, observed=replace(sight.observed, experiments=tuple(rows.values())))
 
     def keep(self, row: ExperimentRow, at: float) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import threading
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -16,6 +17,7 @@ from sqlalchemy import Connection, Engine, create_engine, make_url, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from services.rollout.errors import LockHeld
+from services.rollout.together import Together
 
 _KEY: Final = 0x756E6465727374  # "underst" in ASCII: any number will do that no other program is likely to use
 
@@ -38,6 +40,16 @@ def controller_lock(store_url: str) -> Lock:
     if url.get_backend_name() == "sqlite":
         return FileLock(Path(f"{url.database}.controller.lock"))
     return SessionLock(url.set(drivername="postgresql+psycopg"))
+
+
+def holding(lock: Lock) -> Together[None]:
+    """The lock as the loops of many services ask for it."""
+
+    def ask(services: Collection[str]) -> dict[str, None]:
+        lock.take()
+        return dict.fromkeys(services)
+
+    return Together(ask)
 
 
 class FileLock:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from collections.abc import Awaitable, Callable, Collection
 from typing import Final, TypeVar
 
@@ -14,11 +15,11 @@ from services.common.clock import Clock
 from services.rollout.decide import Decision
 from services.rollout.errors import LockHeld
 from services.rollout.health import Health
-from services.rollout.lock import Lock
 from services.rollout.metrics import Metrics
 from services.rollout.reconcile import Look, Reconciler
 from services.rollout.removal import Retirement
 from services.rollout.resources import LLMService
+from services.rollout.together import Together
 from services.store import StoreError
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,9 @@ FEW_SERVICES: Final = 50
 HURRIED_SECONDS: Final = 0.5
 """Longest pause while a rollout waits for an engine or for gateways, and not for users."""
 
+MOMENTS: Final = 20
+"""Within one pause, at which looks begin."""
+
 Seen = TypeVar("Seen")
 
 
@@ -41,16 +45,17 @@ class ServiceLoop:
     def __init__(
         self,
         service: LLMService,
-        lock: Lock,
+        hold: Together[None],
         reconciler: Callable[[LLMService], Reconciler],
         beside: Callable[[LLMService], Collection[asyncio.Task[None]]],
         metrics: Metrics,
         health: Health,
         clock: Clock,
     ) -> None:
-        """`reconciler` and `beside` make the parts of a service; `beside` starts the tasks that run between its looks."""
+        """`hold` makes sure that the lock is ours. `reconciler` and `beside` make the parts of a service; `beside` starts the tasks that
+        run between its looks."""
         self.service = service
-        self._lock, self._metrics, self._health, self._clock = lock, metrics, health, clock
+        self._hold, self._metrics, self._health, self._clock = hold, metrics, health, clock
         self._reconciler = reconciler(service)
         self._make_beside = beside
         self._beside = beside(service)
@@ -65,7 +70,7 @@ class ServiceLoop:
 
     def follow(self, service: LLMService) -> None:
         """From the next look on the resource is this one."""
-        if service == self.service:
+        if service is self.service or service == self.service:
             return
         self.service = self._reconciler.service = service
         self._stop_beside()
@@ -101,7 +106,10 @@ class ServiceLoop:
 
     async def rest(self, pause: float) -> None:
         """Until `pause` seconds after the last look began, or until somebody wakes it."""
-        left = max(0.0, pause - (self._clock.monotonic() - self._started))
+        due = self._started + pause
+        # Loops of one pause are due at the same moments, a few of them at each: what they ask for is then asked together.
+        grid = pause / MOMENTS
+        left = max(0.0, math.ceil(due / grid) * grid - self._clock.monotonic()) if grid > 0 else 0.0
         self._health.turned(self.service.name, left)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(left):
@@ -127,7 +135,7 @@ class ServiceLoop:
         name = self.service.name
         self._started = self._clock.monotonic()
         try:
-            await asyncio.to_thread(self._lock.take)
+            await self._hold.of(name)
             return await work()
         except LockHeld as error:
             log.warning("%s: no look without the lock: %s", name, error)

@@ -26,6 +26,7 @@ from services.rollout.resources import LLMService
 from services.rollout.revisions import engine_of
 from services.rollout.scaling import FirstTokens, first_tokens
 from services.rollout.status import Condition, RolloutStatus
+from services.rollout.together import Together
 from services.store import RolloutRow, Standing, Store
 
 log = logging.getLogger(__name__)
@@ -63,11 +64,13 @@ class Observer:
         store: Store,
         registry: Registry,
         platform: Platform,
+        standings: Together[Standing],
         owner: str,
         identity: Callable[[], Identity] = fresh_identity,
     ) -> None:
-        """`owner`: this controller's name in the registry's owner tags, without the service. `identity`: draws names of new rollouts."""
-        self._store, self._registry, self._platform = store, registry, platform
+        """`standings`: where services stand in the store. `owner`: this controller's name in the registry's owner tags, without the
+        service. `identity`: draws names of new rollouts."""
+        self._store, self._registry, self._platform, self._standings = store, registry, platform, standings
         self._owner, self._identity = owner, identity
         self._aliases: Aliases | None = None
         self._versions: dict[str, VersionInfo | None] = {}
@@ -86,9 +89,10 @@ class Observer:
         tried: tuple[str, ...] = (),
     ) -> Sight:
         """`tried`: versions that experiments need. Raises StoreError; nothing else that is away is an error."""
-        (stored, quiet, answers), aliases, engines = await asyncio.gather(
-            asyncio.to_thread(self._read, service), self._steering(service), self._engines(service.name)
+        stored, aliases, engines = await asyncio.gather(
+            self._standings.of(service.name), self._steering(service), self._engines(service.name)
         )
+        quiet, answers = await self._demand(service, stored)
         await self._measure(service, stored)
         row = stored.rollout
         status = RolloutStatus.model_validate(row.status) if row is not None else None
@@ -118,14 +122,17 @@ class Observer:
             observed = await self._gate(observed, status, observed.rules or service)
         return Sight(observed, row, stored.now, stored.watermark)
 
-    def _read(self, resource: LLMService) -> tuple[Standing, bool, list[tuple[float, float]]]:
-        """Where the service stands, whether nobody has asked it for long enough to end its engines, and how long first tokens took."""
-        store, scaling = self._store, resource.spec.engine.autoscaling
-        stored = store.standing(resource.name)
+    async def _demand(self, service: LLMService, stored: Standing) -> tuple[bool, list[tuple[float, float]]]:
+        """Whether nobody has asked for long enough to end the engines, and how long first tokens took; read where scaling goes by it."""
+        scaling = service.spec.engine.autoscaling
+        quiet, answers = False, []
         since = stored.now - scaling.downscale_delay
-        quiet = scaling.min == 0 and not store.asked_since(resource.name, since)
-        since = min(since, stored.now - scaling.upscale_delay)
-        return stored, quiet, store.first_tokens(resource.name, since) if scaling.target_ttft is not None else []
+        if scaling.min == 0:
+            quiet = not await asyncio.to_thread(self._store.asked_since, service.name, since)
+        if scaling.target_ttft is not None:
+            since = min(since, stored.now - scaling.upscale_delay)
+            answers = await asyncio.to_thread(self._store.first_tokens, service.name, since)
+        return quiet, answers
 
     def _first_tokens(
         self,

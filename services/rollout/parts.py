@@ -17,7 +17,7 @@ from services.rollout.execute import Executor
 from services.rollout.health import Health
 from services.rollout.judge import ChatEndpoint, ExactMatchJudge, Judge, PairwiseJudge, RubricJudge
 from services.rollout.judging import Judging
-from services.rollout.lock import Lock
+from services.rollout.lock import Lock, holding
 from services.rollout.loop import RETRY_SECONDS, ServiceLoop
 from services.rollout.metrics import Metrics
 from services.rollout.notify import Notifier
@@ -34,6 +34,7 @@ from services.rollout.registry import MlflowRegistry
 from services.rollout.resources import LLMService
 from services.rollout.retention import sweep
 from services.rollout.settings import ControllerSettings
+from services.rollout.together import Together
 from services.serving.rayservice import PodSettings
 from services.store import Store
 
@@ -60,6 +61,7 @@ class Parts:
         self._settings, self._store, self._session = settings, store, session
         self._environ, self._folder, self._kubernetes = environ, folder, kubernetes
         self._clock = SystemClock()
+        self._standings = Together(store.standings)
         self._registry = MlflowRegistry(settings.registry_uri, timeout=settings.registry_timeout)
         self._artifacts = CachedArtifacts(settings.registry_uri, settings.artifact_cache)
         token = settings.ray_token.get_secret_value() if settings.ray_token else None
@@ -72,6 +74,7 @@ class Parts:
 
     def loops(self, lock: Lock, metrics: Metrics, health: Health) -> Callable[[LLMService, Owner | None], ServiceLoop]:
         """Makes the loop of a service; `owner`: an owner reference to its resource, for what is made in a cluster."""
+        hold = holding(lock)
 
         def make(service: LLMService, owner: Owner | None) -> ServiceLoop:
             def reconciler(of: LLMService) -> Reconciler:
@@ -80,7 +83,7 @@ class Parts:
             def beside(of: LLMService) -> Collection[asyncio.Task[None]]:
                 return self._beside(of, metrics)
 
-            return ServiceLoop(service, lock, reconciler, beside, metrics, health, self._clock)
+            return ServiceLoop(service, hold, reconciler, beside, metrics, health, self._clock)
 
         return make
 
@@ -102,7 +105,7 @@ class Parts:
         cache, volume = self._settings.artifact_cache, self._settings.artifact_volume
         adapters = AdapterPlatform(engines, self._session, service.name, cache, volume)
         platform = MeasuredPlatform(adapters, self._clock, metrics.called)
-        observer = Observer(self._store, self._registry, platform, self._settings.owner)
+        observer = Observer(self._store, self._registry, platform, self._standings, self._settings.owner)
         executor = Executor(self._store, self._registry, platform, self._artifacts, self._clock)
         reconciler = Reconciler(service, self._store, observer, executor)
         return reconciler

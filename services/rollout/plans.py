@@ -15,9 +15,6 @@ from services.rollout.resources import METRICS, Goal, GuardedStage, Guardrail, L
 _HISTORY: Final = {"errors": ("failure_rate", "units"), "feedback": ("bad_feedback_rate", "units")}
 MINIMUM_HISTORY: Final = 100
 """Users of history below which stable's rate says too little to bet on."""
-PAIR_WINDOW_SECONDS: Final = 30.0
-RATING_WINDOW_SECONDS: Final = 600.0
-"""Few users rate: partners must be waited for, and no outage comes and goes in their opinion within minutes."""
 
 
 def segments_by_tenant(service: LLMService) -> dict[str, list[str]]:
@@ -80,7 +77,6 @@ def _made(
         quantile=asked.quantile,
         design_prior=_prior(asked.metric, baseline),
         bounds=measured.bounds,
-        pair_window_seconds=RATING_WINDOW_SECONDS if asked.metric == "rating" else PAIR_WINDOW_SECONDS,
     )
 
 

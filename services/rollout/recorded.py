@@ -242,7 +242,7 @@ class RecordedObserver(Observer):
     """Shows the loop what was outside at the store's moment."""
 
     def __init__(self, store: RecordedStore, course: Course, rules: LLMService, identity: Identity) -> None:
-        super().__init__(store, None, None, "")  # type: ignore[arg-type]  # neither registry nor platform is asked
+        super().__init__(store, None, None, None, "")  # type: ignore[arg-type]  # neither registry nor platform is asked
         self._recorded, self._course, self._rules, self._none = store, course, rules, identity
         self.status = beginning(course.status)
         self._handed: set[str] = set()

@@ -6,14 +6,14 @@ Tags of a version that matter here (set by whoever registers it): `understudy.ki
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import msgspec
 
-from services.common.identifiers import revision_name
+from services.common.identifiers import canonical_hash, revision_name
 from services.common.routing import Hold, Target
 from services.rollout.observed import VersionInfo
-from services.rollout.resources import Engine, LLMService
+from services.rollout.resources import LLMService
 
 KIND: Final = "understudy.kind"
 BASE: Final = "understudy.base-version"
@@ -38,19 +38,9 @@ def weights_of(info: VersionInfo) -> str:
     return info.tags.get(BASE, info.version) if kind_of(info) in ("adapter", "prompt") else info.version
 
 
-def engine_specification(engine: Engine) -> dict[str, Any]:
-    """What of the resource makes a revision: a change here is rolled out. Scaling and patience are not part of it.
-
-    Without defaults, so that a field which a later version of this program adds makes no new revisions.
-    """
-    return engine.model_dump(
-        mode="json", by_alias=True, exclude={"autoscaling", "start_timeout"}, exclude_defaults=True
-    )
-
-
 def engine_name(service: LLMService, info: VersionInfo) -> str:
     """Name of the engine that serves a version; also the model name under which it serves its weights."""
-    return revision_name(service.name, weights_of(info), engine_specification(service.spec.engine))
+    return revision_name(service.name, weights_of(info), service.spec.engine.digest)
 
 
 def revision_of(service: LLMService, info: VersionInfo) -> str:
@@ -59,7 +49,7 @@ def revision_of(service: LLMService, info: VersionInfo) -> str:
     if kind not in ("adapter", "prompt"):
         return engine_name(service, info)
     own = {"adapter": info.tags.get(DIGEST)} if kind == "adapter" else {"systemPrompt": info.tags[SYSTEM_PROMPT]}
-    return revision_name(service.name, info.version, {"engine": engine_name(service, info), **own})
+    return revision_name(service.name, info.version, canonical_hash({"engine": engine_name(service, info), **own}))
 
 
 def model_of(service: LLMService, info: VersionInfo) -> str:

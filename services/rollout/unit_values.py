@@ -15,7 +15,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from services.store import ClosedUnit, MirroredPair, Observation, is_bad_mark
+from services.store import ClosedUnit, MirroredPair, Observation, Past, is_bad_mark
 
 MAY_LACK: Final = frozenset({"ttft", "interTokenGap", "duration", "tokensPerSecond"})
 """Metrics of which a unit may have no value though it was answered. That no rating was given is the user's choice, and no fault."""
@@ -40,6 +40,17 @@ def unit_values(unit: ClosedUnit, salt: bytes) -> dict[str, float]:
     speeds = [speed for row in attempts if (speed := _speed(row)) is not None]
     if speeds:
         values["tokensPerSecond"] = math.fsum(speeds) / len(speeds)
+    return values
+
+
+def past_values(past: Past | None) -> dict[str, float]:
+    """Metric -> mean over the unit's requests before its exposure. Quantiles have none: no covariate sharpens them."""
+    if past is None:
+        return {}
+    marked = {"errors": past.failed, "feedback": past.bad, "escalations": past.escalations, "retries": past.retries}
+    values = {metric: count / past.requests for metric, count in marked.items()}
+    _put(values, "tokensPerSecond", past.tokens_per_second)
+    _put(values, "rating", past.rating)
     return values
 
 

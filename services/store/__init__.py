@@ -5,7 +5,7 @@ recording.py      records of the gateways      streams.py       proof that none 
 routing.py        routes, leases               judging.py       material for the judge, and scores
 closing.py        units and pairs that closed  rollouts.py      rollouts, evidence, audit, commands
 history.py        baseline, series             housekeeping.py  erasure, retention
-experiments.py    A/B experiments
+experiments.py    A/B experiments               past.py          users before their exposure
 standing.py       where a service stands: all of it that a look begins with
 usage.py          users in time, for plans
 schema.py         tables                       migration.py, migrations/
@@ -25,6 +25,7 @@ from services.store.rows import (
     JudgeMaterial,
     Judgement,
     MirroredPair,
+    Past,
     RolloutRow,
     Standing,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "MirroredPair",
     "Observation",
     "Outcome",
+    "Past",
     "Record",
     "RolloutRow",
     "SchemaMismatch",

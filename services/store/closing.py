@@ -14,7 +14,6 @@ from sqlalchemy import (
     Connection,
     Float,
     Select,
-    Table,
     and_,
     exists,
     func,
@@ -25,6 +24,7 @@ from sqlalchemy import (
 )
 
 from services.store.database import Database
+from services.store.past import pasts_of
 from services.store.recording import (
     EXPOSURE_COLUMNS,
     FEEDBACK_COLUMNS,
@@ -34,8 +34,8 @@ from services.store.recording import (
     observation,
 )
 from services.store.records import Exposure, Feedback, Observation
-from services.store.rows import ClosedUnit, MirroredPair
-from services.store.schema import exposures, feedback, observations
+from services.store.rows import ClosedUnit, MirroredPair, Past
+from services.store.schema import exposures, feedback, observations, stored
 
 Cursor = tuple[float, str]
 """(closes_at, unit or pair) of the last one taken; start with (0.0, "")."""
@@ -66,7 +66,7 @@ class Closing:
                 >= after[0],  # implied by the next; PostgreSQL's planner can estimate only this one
                 tuple_(exposures.c.closes_at, exposures.c.unit) > after,
                 exposures.c.closes_at <= until,
-                *_stored(exposures, as_of),
+                *stored(exposures, as_of),
             )
             .order_by(exposures.c.closes_at, exposures.c.unit)
             .limit(limit)
@@ -77,7 +77,8 @@ class Closing:
                 return []
             requests = _requests_of(connection, page, as_of)
             said = _feedback_on(connection, page, as_of)
-        return [_closed(unit, requests[unit.unit], said) for unit in units]
+            pasts = pasts_of(connection, page, as_of)
+        return [_closed(unit, requests[unit.unit], said, pasts.get(unit.unit)) for unit in units]
 
     def mirrored_pairs(
         self,
@@ -97,7 +98,7 @@ class Closing:
         query = (
             select(*OBSERVATION_COLUMNS)
             .select_from(named.join(observations, observations.c.pair == named.c.pair))
-            .where(_MIRRORED, *_stored(observations, as_of))
+            .where(_MIRRORED, *stored(observations, as_of))
             .order_by(observations.c.started_at, observations.c.request_id, observations.c.attempt)
         )
         with self._database.read() as connection:
@@ -153,11 +154,6 @@ def _of_closed_unit(request: Any, rollout: str, watermark: float) -> ColumnEleme
     )
 
 
-def _stored(table: Table, as_of: float | None) -> list[ColumnElement[bool]]:
-    """No condition where everything counts: what every look asks must stay what the indexes were made for."""
-    return [] if as_of is None else [table.c.stored_at <= as_of]
-
-
 def _requests_of(connection: Connection, page: Select[Any], as_of: float | None) -> dict[str, list[Observation]]:
     """Per unit of the page, its live and counted rows within the horizon, by time."""
     units = page.subquery()
@@ -170,7 +166,7 @@ def _requests_of(connection: Connection, page: Select[Any], as_of: float | None)
     query = (
         select(*OBSERVATION_COLUMNS)
         .select_from(units.join(observations, mine))
-        .where(_LIVE, observations.c.counted, *_stored(observations, as_of))
+        .where(_LIVE, observations.c.counted, *stored(observations, as_of))
         .order_by(observations.c.started_at, observations.c.request_id, observations.c.attempt)
     )
     found: defaultdict[str, list[Observation]] = defaultdict(list)
@@ -192,7 +188,7 @@ def _feedback_on(connection: Connection, page: Select[Any], as_of: float | None)
     query = (
         select(*FEEDBACK_COLUMNS)
         .select_from(units.join(observations, mine).join(feedback, said))
-        .where(_LIVE, observations.c.counted, *_stored(observations, as_of), *_stored(feedback, as_of))
+        .where(_LIVE, observations.c.counted, *stored(observations, as_of), *stored(feedback, as_of))
         .order_by(feedback.c.at, feedback.c.id)
     )
     found: defaultdict[str, dict[str, Feedback]] = defaultdict(dict)
@@ -201,16 +197,18 @@ def _feedback_on(connection: Connection, page: Select[Any], as_of: float | None)
     return {request: list(its.values()) for request, its in found.items()}
 
 
-def _closed(unit: Exposure, requests: list[Observation], said: dict[str, list[Feedback]]) -> ClosedUnit:
+def _closed(
+    unit: Exposure, requests: list[Observation], said: dict[str, list[Feedback]], past: Past | None
+) -> ClosedUnit:
     about = {f.id: f for request in requests for f in said.get(request.request_id, ())}
-    return ClosedUnit(unit, tuple(requests), tuple(sorted(about.values(), key=lambda f: (f.at, f.id))))
+    return ClosedUnit(unit, tuple(requests), tuple(sorted(about.values(), key=lambda f: (f.at, f.id))), past)
 
 
 def _pairs_page(
     rollout: str, after: Cursor, until: float, settle: float, limit: int, as_of: float | None
 ) -> Select[Any]:
     """(pair, closes_at) of the pairs whose earliest row lies in the window."""
-    here = and_(_MIRRORED, observations.c.rollout == rollout, *_stored(observations, as_of))
+    here = and_(_MIRRORED, observations.c.rollout == rollout, *stored(observations, as_of))
     begin, end = after[0] - settle - _ROUNDING, until - settle + _ROUNDING
     grouped = (
         select(observations.c.pair, func.min(observations.c.started_at).label("first_at"))

@@ -36,6 +36,24 @@ class GatewayLease:
 
 
 @dataclass(frozen=True, slots=True)
+class Past:
+    """What a unit did before it was exposed: its answered requests on stable or control within a week, ended before the exposure, and what
+    was said of them by then. Requests that were the client's own mistake are left out.
+    """
+
+    requests: int
+    failed: int
+    bad: int
+    """Requests with a bad mark; so `retries` and `escalations`."""
+    retries: int
+    escalations: int
+    tokens_per_second: float | None
+    """Mean over requests; a failed one has 0."""
+    rating: float | None
+    """Mean over rated requests."""
+
+
+@dataclass(frozen=True, slots=True)
 class ClosedUnit:
     """A unit whose values are final."""
 
@@ -44,6 +62,8 @@ class ClosedUnit:
     """Live, counted, started in [first_at, horizon_at), of this unit and rollout, by started_at."""
     feedback: tuple[Feedback, ...]
     """On those requests, given at closes_at or before, by time."""
+    past: Past | None = None
+    """None: the unit was not seen before."""
 
 
 @dataclass(frozen=True, slots=True)

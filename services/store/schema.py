@@ -14,6 +14,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    ColumnElement,
     Dialect,
     Double,
     Index,
@@ -310,3 +311,8 @@ commands = Table(
     Column("answer", Text),
 )
 Index("commands_service", *(commands.c[c] for c in ("service", "handled_at", "at")))
+
+
+def stored(table: Table, as_of: float | None) -> list[ColumnElement[bool]]:
+    """Which rows count for a replay. No condition where all do: what every look asks must stay what the indexes were made for."""
+    return [] if as_of is None else [table.c.stored_at <= as_of]

@@ -91,3 +91,12 @@ def test_segments_and_goals_have_the_metrics_words() -> None:
         "As a goal: better by +0.2 or more is shown (e-value 30; 20 is needed)."
     )
     assert "is not shown yet" in narrative.judged_text(goal)
+
+
+def test_known_users_are_told_where_they_spared_some() -> None:
+    known = reading("ttft", **TTFT) | {"n_control": 400, "n_candidate": 600, "known": 800, "spared": 0.31}
+    assert (
+        narrative.past_text(known)
+        == "800 of 1,000 users were known before, which spares about 31 % of the users needed."
+    )
+    assert narrative.past_text(known | {"spared": 0.02}) == narrative.past_text(reading("ttft", **TTFT)) == ""

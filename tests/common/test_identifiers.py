@@ -20,6 +20,6 @@ def test_units_of_different_tenants_differ_and_need_the_key() -> None:
 
 def test_a_revision_is_named_by_version_and_specification() -> None:
     assert canonical_hash({"a": 1, "b": 2}) == canonical_hash({"b": 2, "a": 1})
-    name = revision_name("assistant", "4", {"max_model_len": 256})
+    name = revision_name("assistant", "4", canonical_hash({"max_model_len": 256}))
     assert name.startswith("assistant-v4-")
-    assert name != revision_name("assistant", "4", {"max_model_len": 512})
+    assert name != revision_name("assistant", "4", canonical_hash({"max_model_len": 512}))

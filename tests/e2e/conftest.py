@@ -14,7 +14,16 @@ from collections.abc import Generator, Iterator
 import pytest
 from mlflow.exceptions import MlflowException
 
-from tests.e2e.installation import DEFINITION, RELEASE, Platform, build_images, has_definition, manifest, why_no_kuberay
+from tests.e2e.installation import (
+    DEFINITION,
+    RELEASE,
+    Platform,
+    build_images,
+    delete,
+    has_definition,
+    manifest,
+    why_no_kuberay,
+)
 from tests.e2e.kube import Namespace, run
 
 ORDER = (
@@ -75,13 +84,7 @@ def platform() -> Iterator[Platform]:
 
 
 def _clean_up(namespace: Namespace, own_definition: bool) -> None:
-    """Also after an installation that failed. A controller that lives would put finalizers on again, so it goes first."""
-    controllers = ["deployment", "--selector=app.kubernetes.io/component=controller"]
-    namespace.kubectl("delete", *controllers, "--cascade=foreground", "--timeout=90s")
-    if has_definition():
-        for resource in namespace.kubectl("get", "llmservices", "--output=name").split():
-            namespace.kubectl("patch", resource, "--type=merge", '--patch={"metadata": {"finalizers": null}}')
-    run("kubectl", "delete", "namespace", namespace.name, "--wait", "--timeout=3m", timeout=200)
+    delete(namespace)
     if own_definition:
         run("kubectl", "delete", "customresourcedefinition", DEFINITION, "--ignore-not-found")
 

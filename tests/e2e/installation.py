@@ -45,6 +45,19 @@ def build_images() -> None:
         run(builder, f"understudy-{target}:{version()}", "--target", target, ".", timeout=1200)
 
 
+def delete(namespace: Namespace) -> None:
+    """The namespace with what is in it, also after an installation that failed; nothing where there is none."""
+    if not run("kubectl", "get", "namespace", namespace.name, "--ignore-not-found"):
+        return
+    # A controller that lives would put finalizers on again, so it goes first.
+    controllers = ["deployment", "--selector=app.kubernetes.io/component=controller"]
+    namespace.kubectl("delete", *controllers, "--cascade=foreground", "--timeout=90s")
+    if has_definition():
+        for resource in namespace.kubectl("get", "llmservices", "--output=name").split():
+            namespace.kubectl("patch", resource, "--type=merge", '--patch={"metadata": {"finalizers": null}}')
+    run("kubectl", "delete", "namespace", namespace.name, "--wait", "--timeout=3m", timeout=200)
+
+
 def manifest(**rollout: Any) -> dict[str, Any]:
     """The demo's LLMService without its judge, whose references are a file of the laptop; `rollout` replaces fields of `spec.rollout`."""
     documents = yaml.safe_load_all((ROOT / "demo/demo.yaml").read_text())

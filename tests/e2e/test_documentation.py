@@ -17,7 +17,7 @@ import pytest
 from mlflow import MlflowClient
 
 from tests.e2e.guides import Reader, every_block
-from tests.e2e.installation import DEFINITION, RELEASE, SERVICE, Platform, build_images, has_definition
+from tests.e2e.installation import DEFINITION, RELEASE, SERVICE, Platform, build_images, delete, has_definition
 from tests.e2e.kube import CommandFailed, Namespace, run, until
 
 pytestmark = pytest.mark.e2e_full
@@ -56,11 +56,7 @@ def nothing() -> Iterator[None]:
     try:
         yield
     finally:
-        if has_definition():
-            for resource in run("kubectl", "get", "llmservices", "--namespace", NAMESPACE, "--output=name").split():
-                patch = ["--type=merge", '--patch={"metadata": {"finalizers": null}}']
-                run("kubectl", "patch", resource, "--namespace", NAMESPACE, *patch)
-        run("kubectl", "delete", "namespace", NAMESPACE, "--ignore-not-found", "--timeout=3m", timeout=200)
+        delete(Namespace(NAMESPACE))
         if definition is not None and not has_definition():
             metadata = {key: definition["metadata"][key] for key in ("name", "labels", "annotations")}
             made = {**definition, "metadata": metadata, "status": None}

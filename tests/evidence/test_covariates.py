@@ -88,6 +88,8 @@ def test_a_mean_is_adjusted_for_the_past() -> None:
         assert reading.upper is not None
         assert reading.lower < 0 < reading.upper
         widths.append(reading.upper - reading.lower)
+        assert reading.known == (900 if known else 0)
+        assert (reading.spared or 0) == pytest.approx(0.55 if known else 0, abs=0.15)  # 0.8² of nine tenths
     assert widths[1] < 0.75 * widths[0]
 
 

@@ -62,14 +62,15 @@ def test_design_bet_maximises_growth() -> None:
     assert list(design_bets(rate, np.array([-0.1, 0.0]))) == [0.0, 0.0]
 
 
-def _plan(steps: int = 1, window: tuple[int, float] = (10, 30.0)) -> GuardrailPlan:
+def _plan(steps: int = 1, window: tuple[int, float] = (10, 3600.0)) -> GuardrailPlan:
     return GuardrailPlan(
         metric="errors", kind="rate", direction="lower", margin=0.01, relative=False, mode="nonInferior", steps=steps,
         alpha_harm=0.05, alpha_promote=0.05, pair_window_units=window[0], pair_window_seconds=window[1],
     )  # fmt: skip
 
 
-def _aborts_in_bursts(window: tuple[int, float], runs: int) -> int:
+def _aborts_in_bursts(window: tuple[int, float], runs: int, gap: float = 1.0) -> int:
+    """Rollouts aborted of `runs`, with users `gap` seconds apart."""
     aborts = 0
     for seed in range(runs):
         rng = np.random.default_rng(seed)
@@ -77,7 +78,7 @@ def _aborts_in_bursts(window: tuple[int, float], runs: int) -> int:
         fails[200:250] = True
         guardrail = Guardrail(_plan(window=window))
         guardrail.update(
-            UnitValue(f"{i:04d}", "candidate" if candidate[i] else "control", i, i + 60, 0, float(fails[i]))
+            UnitValue(f"{i:04d}", "candidate" if candidate[i] else "control", gap * i, gap * i + 60, 0, float(fails[i]))
             for i in range(350)
         )
         aborts += guardrail.reading().harmful
@@ -86,7 +87,8 @@ def _aborts_in_bursts(window: tuple[int, float], runs: int) -> int:
 
 def test_a_burst_on_both_arms_alike_does_not_abort() -> None:
     """50 users in a row fail whatever their arm. Without the window such a burst aborts in about 30 % of rollouts."""
-    assert _aborts_in_bursts((10, 30.0), runs=40) <= 2
+    assert _aborts_in_bursts((10, 3600.0), runs=40) <= 2
+    assert _aborts_in_bursts((10, 3600.0), runs=40, gap=300.0) <= 2  # an outage of four hours, with 288 users a day
     assert _aborts_in_bursts((1_000_000, 1e9), runs=20) >= 3
 
 
@@ -125,6 +127,19 @@ def test_window_pairs_the_longest_waiting_and_counts_what_expires() -> None:
     assert (guardrail.reading().pairs, guardrail.reading().expired) == (2, 1)
     guardrail.update([UnitValue("7", "candidate", 40.0, 100.0, 0, 0.0)])  # 4 and 5 were exposed over 30 s before
     assert (guardrail.reading().pairs, guardrail.reading().expired) == (2, 3)
+
+
+def test_few_users_find_partners_and_nobody_waits_for_the_window_to_end() -> None:
+    at_once = Guardrail(_plan())
+    at_once.update([UnitValue("0", "control", 0.0, 60.0, 0, 0.0), UnitValue("1", "candidate", 1.0, 61.0, 0, 0.0)])
+    assert at_once.reading().pairs == 1
+    rng = np.random.default_rng(11)
+    came, candidate = np.cumsum(rng.exponential(300.0, 600)), rng.random(600) < 0.5  # 288 users a day in both arms
+    guardrail = Guardrail(_plan())
+    guardrail.update(
+        UnitValue(f"{i:04d}", "candidate" if candidate[i] else "control", came[i], came[i], 0, 0.0) for i in range(600)
+    )
+    assert guardrail.reading().pairs > 0.8 * 300
 
 
 def test_interval_agrees_with_the_verdict() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from services.rollout.execute import Executor
 from services.rollout.health import Health
+from services.rollout.lock import holding
 from services.rollout.loop import ServiceLoop
 from services.rollout.metrics import Metrics
 from services.rollout.observe import Observer
@@ -20,6 +21,7 @@ from services.rollout.operator.resource import ServiceResource, Surroundings
 from services.rollout.reconcile import Reconciler
 from services.rollout.resources import LLMService
 from services.rollout.status import RolloutStatus
+from services.rollout.together import Together
 from services.store import open_store
 from tests.fakes.kubernetes_api import SERVICES, FakeKubernetes
 from tests.fakes.platform import FakePlatform
@@ -159,12 +161,21 @@ class OperatorWorld:
 
         def loop(service: LLMService, owner: Mapping[str, Any]) -> ServiceLoop:
             self.owner = owner
-            observer = Observer(parts["store"], parts["registry"], parts["platform"], "test", self.identity)
+            observer = Observer(
+                parts["store"],
+                parts["registry"],
+                parts["platform"],
+                Together(parts["store"].standings),
+                "test",
+                self.identity,
+            )
             executor = self.executor = Executor(
                 parts["store"], parts["registry"], parts["platform"], Files(), self.clock
             )
             make = lambda of: Reconciler(of, parts["store"], observer, executor)  # noqa: E731
-            return ServiceLoop(service, FreeLock(), make, lambda _: (), Metrics(), Health(self.clock, {}), self.clock)
+            return ServiceLoop(
+                service, holding(FreeLock()), make, lambda _: (), Metrics(), Health(self.clock, {}), self.clock
+            )
 
         around = Surroundings(parts["api"], parts["store"], loop, self.clock, self.stamped, "http://gateway")
         self.resource = ServiceResource(self.server.resource("assistant"), around)

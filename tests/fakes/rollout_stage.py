@@ -15,6 +15,7 @@ from services.rollout.observed import Evaluation, Identity, VersionInfo
 from services.rollout.reconcile import Reconciler
 from services.rollout.resources import LLMService
 from services.rollout.status import RolloutStatus
+from services.rollout.together import Together
 from services.store import Store, open_store
 from tests.fakes.platform import FakePlatform
 from tests.fakes.registry import FakeRegistry
@@ -66,7 +67,9 @@ class Stage(Generic[T]):
 
     def restart(self, executor: type[Executor] = Executor) -> None:
         self.executor = executor(self.store, self.registry, self.platform, Files(), self.clock)
-        observer = Observer(self.store, self.registry, self.platform, "test", self.identity)
+        observer = Observer(
+            self.store, self.registry, self.platform, Together(self.store.standings), "test", self.identity
+        )
         self.reconciler = Reconciler(self.service, self.store, observer, self.executor)
 
     async def look(self, users: int = 40, seconds: float = 2.0) -> RolloutStatus | None:

@@ -43,7 +43,7 @@ async def ask(
     gateway: RunningGateway, *, traceparent: str | None = None, headers: dict[str, str] | None = None, **fields: Any
 ) -> tuple[int, str]:
     """Status and id of one chat completion."""
-    body = {"model": "assistant", "messages": [{"role": "user", "content": PROMPT}], "user": "ada", **fields}
+    body = {"model": "assistant", "messages": [{"role": "user", "content": PROMPT}], "user": "zorro", **fields}
     sent = {"Authorization": f"Bearer {KEY}", **(headers or {})}
     if traceparent is not None:
         sent["traceparent"] = traceparent

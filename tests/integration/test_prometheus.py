@@ -28,6 +28,7 @@ from services.rollout.execute import Executor
 from services.rollout.health import Health
 from services.rollout.judge import ExactMatchJudge
 from services.rollout.judging import Judging
+from services.rollout.lock import holding
 from services.rollout.loop import ServiceLoop
 from services.rollout.metrics import Metrics, health_app
 from services.rollout.observe import Observer
@@ -35,6 +36,7 @@ from services.rollout.observed import Evaluation
 from services.rollout.platforms.measured import MeasuredPlatform
 from services.rollout.reconcile import Reconciler
 from services.rollout.resources import LLMService
+from services.rollout.together import Together
 from services.store import Store, migrate, open_store
 from tests.fakes.gateway import CONTENT_KEY, KEY, RunningGateway, gateway_settings, route, running_gateway, target
 from tests.fakes.openai_engine import Behaviour, Engine, serve
@@ -151,7 +153,7 @@ class World:
         self.metrics.read(telemetry.CERTIFICATE_END, lambda: clock.time() + 90 * 86_400)
         platform = MeasuredPlatform(FakePlatform(engine.address), clock, self.metrics.called)
         service = LLMService.model_validate({"metadata": {"name": "assistant"}, "spec": SPEC})
-        observer = Observer(store, self.registry, platform, "test")
+        observer = Observer(store, self.registry, platform, Together(store.standings), "test")
         executor = Executor(store, self.registry, platform, Files(), clock)
         self.health = Health(clock, {})
         self._judging = Judging(
@@ -161,7 +163,9 @@ class World:
         def reconciler(of: LLMService) -> Reconciler:
             return Reconciler(of, store, observer, executor)
 
-        self.loop = ServiceLoop(service, FreeLock(), reconciler, lambda _: (), self.metrics, self.health, clock)
+        self.loop = ServiceLoop(
+            service, holding(FreeLock()), reconciler, lambda _: (), self.metrics, self.health, clock
+        )
         self.stage = ""
 
     async def run(self) -> None:

@@ -17,7 +17,7 @@ from services.rollout.controller import Controller, FileSource
 from services.rollout.decide import Decision
 from services.rollout.errors import InvalidResource, LockHeld
 from services.rollout.health import Health
-from services.rollout.lock import FileLock, SessionLock
+from services.rollout.lock import FileLock, SessionLock, holding
 from services.rollout.loop import ServiceLoop
 from services.rollout.metrics import Metrics
 from services.rollout.reconcile import Reconciler
@@ -66,8 +66,10 @@ async def running(config: Path, lock: Any, failures: list[Exception] | None = No
     clock = SystemClock()
     metrics, health = Metrics(), Health(clock, {})
 
+    hold = holding(lock)
+
     def loop(service: LLMService) -> ServiceLoop:
-        return ServiceLoop(service, lock, make, lambda _: (), metrics, health, clock)
+        return ServiceLoop(service, hold, make, lambda _: (), metrics, health, clock)
 
     task = asyncio.create_task(Controller(FileSource(config, loop), lock).run())
     try:
@@ -185,7 +187,8 @@ async def test_a_look_comes_soon_where_somebody_waits_for_it(
         }
     )
     looker = cast(Reconciler, Looker(service, []))
-    loop = ServiceLoop(service, FileLock(Path("unused")), lambda _: looker, lambda _: (), Metrics(), health, clock)
+    hold = holding(FileLock(Path("unused")))
+    loop = ServiceLoop(service, hold, lambda _: looker, lambda _: (), Metrics(), health, clock)
     for number in range(services - 1):
         health.turned(f"other-{number}", 0.0)
     assert loop.pause(Decision((), status)) == pause
@@ -203,7 +206,7 @@ async def test_who_loses_the_lock_tells_nothing_more_of_its_services() -> None:
     service = LLMService.model_validate({"metadata": {"name": "one"}, "spec": {"model": {"registeredModel": "one"}}})
     metrics, clock, lock = Metrics(), SystemClock(), Lock()
     make = lambda of: cast(Reconciler, Looker(of, []))  # noqa: E731
-    loop = ServiceLoop(service, cast(Any, lock), make, lambda _: (), metrics, Health(clock, {}), clock)
+    loop = ServiceLoop(service, holding(cast(Any, lock)), make, lambda _: (), metrics, Health(clock, {}), clock)
 
     def last_look() -> float | None:
         return metrics.registry.get_sample_value(telemetry.LAST_LOOK.name, {"service": "one"})

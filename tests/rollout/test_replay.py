@@ -14,6 +14,7 @@ from services.rollout.replay import Replay, replay
 from services.rollout.resources import LLMService
 from services.rollout.status import RolloutStatus
 from services.store import Command
+from tests.fakes.records import observation
 from tests.fakes.rollout_stage import Stage
 from tests.fakes.rollout_world import service
 from tests.fakes.traffic import Behaviour, Traffic
@@ -82,6 +83,25 @@ async def test_with_its_own_rules_a_rollout_comes_out_as_it_did(make: Make, seco
     assert await again(world, rules()) == found, "the same rules in a file are the same"
 
 
+async def test_users_known_before_are_known_again(make: Make) -> None:
+    world = make()
+    before = world.clock.now - 500
+    seen = [
+        observation(before, unit=f"user-{i}", arm="stable", rollout=None, outcome="error" if i % 9 else "ok")
+        for i in range(900)
+    ]
+    world.store.write(seen)
+    rollout = await world.play(over)
+    known = [
+        reading
+        for reading in world.store.readings(rollout.id)
+        if reading["metric"] == "errors" and reading["stage"] == "canary"
+    ]
+    assert known[-1]["known"] > 40
+    found = await again(world)
+    assert (found.replayed, found.limits) == (found.recorded, ())
+
+
 async def test_a_replay_writes_nothing(make: Make) -> None:
     world = make(Behaviour(displeased=0.7))
     await world.play(over)
@@ -103,8 +123,6 @@ async def test_a_replay_writes_nothing(make: Make) -> None:
 async def test_rows_that_came_too_late_are_too_late_again(make: Make) -> None:
     world = make()
     rollout = await world.play(over)
-    from tests.fakes.records import observation
-
     units = world.store.closed_units(rollout.id, (0.0, ""), rollout.decided_at or 0)
     world.store.write(
         [

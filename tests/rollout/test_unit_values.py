@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from services.rollout.unit_values import pair_values, spoke, unit_values
-from services.store import ClosedUnit, Feedback, MirroredPair, Observation
+from services.rollout.unit_values import pair_values, past_values, spoke, unit_values
+from services.store import ClosedUnit, Feedback, MirroredPair, Observation, Past
 from tests.fakes.records import exposure, feedback, observation
 
 SALT = b"salt"
@@ -142,3 +142,10 @@ def test_what_users_say_is_counted_by_kind() -> None:
     values = unit_values(unit(row(request_id="a"), said=said), SALT)
     assert (values["escalations"], values["retries"], values["rating"], values["feedback"]) == (1.0, 0.0, 3.5, 1.0)
     assert "rating" not in unit_values(unit(row()), SALT)
+
+
+def test_the_past_in_the_units_of_each_metric() -> None:
+    past = Past(requests=4, failed=1, bad=2, retries=0, escalations=1, tokens_per_second=30.0, rating=None)
+    found = past_values(past)
+    assert found == {"errors": 0.25, "feedback": 0.5, "retries": 0.0, "escalations": 0.25, "tokensPerSecond": 30.0}
+    assert past_values(None) == {}

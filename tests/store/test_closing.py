@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import Connection, event
 from sqlalchemy.engine import Engine
 
-from services.store import ClosedUnit, MirroredPair, Record, Store
+from services.store import ClosedUnit, MirroredPair, Past, Record, Store, is_bad_mark
 from tests.fakes.records import exposure, feedback, observation
 
 START = (0.0, "")
@@ -73,6 +73,51 @@ def test_feedback_counts_until_the_unit_closes_and_once_for_two_attempts(store: 
     [unit] = store.closed_units("r1", START, FOREVER)
     assert unit.observations == (failed, answered)
     assert unit.feedback == (in_time[1], in_time[0])
+
+
+def test_a_unit_has_its_past_on_stable_up_to_its_exposure(store: Store, now: float) -> None:
+    at = now - 100
+    of_stable = {"arm": "stable", "rollout": None, "duration": 2.0}
+    failed = observation(at - 500, **of_stable, outcome="error")
+    slow = observation(at - 400, **of_stable, tokens_out=20)
+    fast = observation(at - 300, **{**of_stable, "arm": "control", "rollout": "r0"}, tokens_out=40)
+    fallback = msgspec.structs.replace(failed, attempt=1, outcome="ok", sequence=20_002)
+    elsewhere = [
+        observation(at - 1.9, **of_stable),  # still running at the exposure
+        observation(at - 8 * 86_400, **of_stable),
+        observation(at - 200, rollout="r0"),  # on another rollout's candidate
+        observation(at - 200, **of_stable, outcome="client_error"),
+        observation(at - 200, **of_stable, counted=False),
+        observation(at - 200, **of_stable, service="another"),
+        observation(at - 200, **of_stable, unit="u2"),
+        observation(at - 200, **of_stable, kind="mirror", pair="p"),
+        observation(at + 1),
+    ]
+    marks = [
+        feedback(failed.request_id, at - 450),
+        feedback(failed.request_id, at - 440, kind="retry", value=1.0),
+        feedback(slow.request_id, at - 390, kind="rating", value=4.0),
+        feedback(slow.request_id, at + 1, kind="escalation", value=1.0),  # after the exposure
+    ]
+    store.write([exposure(at), exposure(at, unit="u9"), failed, fallback, slow, fast, *elsewhere, *marks])
+    for limit in (1, 10):
+        known, unknown = drain(store, FOREVER, limit)
+        assert known.past == Past(
+            requests=3, failed=1, bad=1, retries=1, escalations=0, tokens_per_second=10.0, rating=4.0
+        )
+        assert unknown.past is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [("thumb", -1.0), ("thumb", 1.0), ("rating", 2.0), ("rating", 3.0), ("retry", 1.0), ("escalation", 1.0)],
+)
+def test_a_bad_mark_of_the_past_is_one_of_the_present(store: Store, now: float, kind: Any, value: float) -> None:
+    before = observation(now - 60, arm="stable", rollout=None)
+    store.write([exposure(now), before, feedback(before.request_id, now - 50, kind=kind, value=value)])
+    [unit] = store.closed_units("r1", START, FOREVER)
+    assert unit.past is not None
+    assert unit.past.bad == is_bad_mark(kind, value)
 
 
 def mirrored(now: float, pair: str, at: float, arm: str = "candidate") -> Any:

@@ -27,7 +27,7 @@ def test_it_is_what_its_parts_say(store: Store, now: float) -> None:
     store.answer_command("assistant-a", "paused")
     store.renew_lease(GatewayLease("g1", "b1", None, {"assistant": 1}, now - 3, now + 120, 0, 0, 0))
     store.renew_lease(GatewayLease("g2", "b1", None, {}, now - 9, now - 5, 0, 0, 0))
-    found = store.standing("assistant")
+    found = store.standings(["assistant", "other"])["assistant"]
     assert found.route == store.route("assistant")
     assert [found.rollout] == store.rollouts("assistant", limit=1)
     assert list(found.commands) == store.commands("assistant")
@@ -37,7 +37,7 @@ def test_it_is_what_its_parts_say(store: Store, now: float) -> None:
     assert abs(found.now - store.now()) < 60
     lease = found.leases[0]
     store.renew_lease(dataclasses.replace(lease, routes={"assistant": 2}, complete_through=now + 3600))
-    again = store.standing("assistant")
+    again = store.standings(["assistant"])["assistant"]
     assert again.leases[0].routes == {"assistant": 2}
     assert again.watermark == again.now, "never after now"
 
@@ -46,6 +46,6 @@ def test_a_service_that_nobody_knows_stands_nowhere(store: Store) -> None:
     store.publish_route(Route(service="assistant", version=0, stable=STABLE))
     store.remove_route("assistant")
     for service in ("assistant", "none"):
-        found = store.standing(service)
+        found = store.standings([service])[service]
         assert (found.route, found.rollout, found.commands, found.leases) == (None, None, (), ())
         assert found.watermark == found.now

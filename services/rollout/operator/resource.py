@@ -26,6 +26,7 @@ from services.rollout.operator.api import LLM_SERVICE, KubernetesApi
 from services.rollout.operator.orders import COMMAND, COMMAND_BY, Order, pointer
 from services.rollout.operator.telling import GONE, TELL_SECONDS, Happening, Teller
 from services.rollout.platforms.kubernetes_objects import KubernetesError, KubernetesRejected
+from services.rollout.reconcile import Look
 from services.rollout.resource_status import HISTORY, refused_status, service_status
 from services.rollout.resources import LLMService
 from services.store import Command, RolloutRow, Store, StoreError
@@ -77,6 +78,9 @@ class ServiceResource:
         self._teller = Teller(around.api, around.clock, body.get("status"))
         self._history: list[RolloutRow] | None = None
         self._command: Command | None = None
+        self._made_of: tuple[Any, ...] | None = None
+        self._status: dict[str, Any] = {}
+        """The last status made, and what of: most looks see what the last one saw."""
         self._awake = asyncio.Event()
         self.gone = False
         """Whether the cluster has no such resource any more."""
@@ -277,6 +281,14 @@ class ServiceResource:
             log.warning("%s: no status without the store: %s", self.name, error)
             return
         said, generation = self._teller.said, self._generation
+        made_of = (decision.status, look.route, look.readings, generation, self._wrong, self._history)
+        if said is None or said is not self._status or made_of != self._made_of:
+            self._status, self._made_of = self._make_status(decision, look, said, generation), made_of
+        self._teller.tell(self.body, self._status)
+
+    def _make_status(
+        self, decision: Decision, look: Look, said: Mapping[str, Any] | None, generation: int
+    ) -> dict[str, Any]:
         status = service_status(
             decision.status,
             look.route,
@@ -294,7 +306,7 @@ class ServiceResource:
                 condition["type"]: condition for condition in wrong if condition["reason"] == reasons.INVALID_RESOURCE
             }
             status["conditions"] = [refused.get(condition["type"], condition) for condition in status["conditions"]]
-        self._teller.tell(self.body, status)
+        return status
 
     def _remember(self) -> None:
         store = self._around.store

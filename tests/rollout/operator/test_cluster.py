@@ -17,7 +17,7 @@ from services.rollout import reasons
 from services.rollout.controller import Controller
 from services.rollout.execute import Executor
 from services.rollout.health import Health
-from services.rollout.lock import FileLock
+from services.rollout.lock import FileLock, holding
 from services.rollout.loop import ServiceLoop
 from services.rollout.metrics import Metrics
 from services.rollout.observe import Observer
@@ -28,6 +28,7 @@ from services.rollout.operator.cluster import ClusterSource
 from services.rollout.operator.resource import Surroundings
 from services.rollout.reconcile import Reconciler
 from services.rollout.resources import LLMService
+from services.rollout.together import Together
 from services.store import Store, open_store
 from tests.fakes.kubernetes_api import SERVICES, FakeKubernetes, too_old
 from tests.fakes.operator_world import ACTS, SPEC, Fate, Files, Mortal
@@ -55,15 +56,16 @@ class Cluster:
         fate, clock = Fate(), SystemClock()
         platform = Mortal(self.platform, fate, ACTS["platform"])
         lock, metrics, health = FileLock(self.folder / "lock"), Metrics(), Health(clock, {})
+        hold, standings = holding(lock), Together(self.store.standings)
 
         def loop(service: LLMService, owner: Mapping[str, Any]) -> ServiceLoop:
             def reconciler(of: LLMService) -> Reconciler:
-                observer = Observer(self.store, self.registry, platform, "test")
+                observer = Observer(self.store, self.registry, platform, standings, "test")
                 return Reconciler(
                     of, self.store, observer, Executor(self.store, self.registry, platform, Files(), clock)
                 )
 
-            return ServiceLoop(service, lock, reconciler, lambda _: (), metrics, health, clock)
+            return ServiceLoop(service, hold, reconciler, lambda _: (), metrics, health, clock)
 
         api = self.server.connect(self.folder)
         source = ClusterSource(Surroundings(api, self.store, loop, clock, False, None), namespace)
