@@ -180,7 +180,7 @@ async def _running(
             recorder=recorder, mirror=mirror, answered=answered, metrics=metrics, tracer=tracer,
         )  # fmt: skip
         desk = FeedbackDesk(store, executor, recorder, assigner, answered, metrics, table.store_time, tracer)
-        _add_routes(app, table, desk, metrics)
+        _add_routes(app, table, desk, metrics, tracing=tracer is not None)
         await poller.poll()  # ready at once where the store is there
         for run in (poller.run, recorder.run):
             stack.push_async_callback(_end, asyncio.create_task(run(), name=run.__qualname__))
@@ -207,7 +207,7 @@ def _tracer(
     exporter.start()
     metrics.read(telemetry.SPANS_EXPORTED, lambda: exporter.exported)
     metrics.read(telemetry.SPANS_DROPPED, lambda: exporter.dropped)
-    return Tracer(settings.tracing, otlp.sampler, exporter, clock)
+    return Tracer(settings.tracing, otlp.sampler, exporter, clock, metrics.exemplified)
 
 
 async def _end(task: asyncio.Task[None]) -> None:
@@ -272,7 +272,7 @@ async def _caller(request: Request) -> Caller:
 Known = Annotated[Caller, Depends(_caller)]
 
 
-def _add_routes(app: GatewayApp, table: RoutingTable, desk: FeedbackDesk, metrics: Metrics) -> None:
+def _add_routes(app: GatewayApp, table: RoutingTable, desk: FeedbackDesk, metrics: Metrics, *, tracing: bool) -> None:
     def model(service: str) -> dict[str, Any]:
         return {
             "id": service,
@@ -302,7 +302,11 @@ def _add_routes(app: GatewayApp, table: RoutingTable, desk: FeedbackDesk, metric
             return Response(f'{{"status": "{reason}"}}', 503, media_type="application/json")
         return Response('{"status": "ready"}', media_type="application/json")
 
-    async def exposition() -> Response:
+    async def exposition(request: Request) -> Response:
+        # Exemplars need OpenMetrics; without traces there are none, and the format stays what it always was.
+        if tracing and "application/openmetrics-text" in request.headers.get("accept", ""):
+            kind = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+            return Response(metrics.exposition(openmetrics=True), media_type=kind)
         return Response(metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     app.add_api_route("/v1/models", models, methods=["GET"], summary="The services")

@@ -226,10 +226,18 @@ class Outlet(Protocol):
 
 
 class Tracer:
-    """Makes traces and decides which are kept."""
+    """Makes traces and decides which are kept; `exemplified` is told of each attempt in one that is."""
 
-    def __init__(self, rules: TracingSettings, sampler: Sampler, outlet: Outlet, clock: Clock) -> None:
+    def __init__(
+        self,
+        rules: TracingSettings,
+        sampler: Sampler,
+        outlet: Outlet,
+        clock: Clock,
+        exemplified: Callable[[Observation, str], None],
+    ) -> None:
         self._rules, self._sampler, self._outlet, self._clock = rules, sampler, outlet, clock
+        self._exemplified = exemplified
         self._recent: OrderedDict[str, Trace] = OrderedDict()
         self._content = 0
 
@@ -301,6 +309,8 @@ class Tracer:
 
     def _export(self, trace: Trace, kept: Kept) -> None:
         trace.kept = kept
+        for tried in trace.tries:
+            self._exemplified(tried.row, trace.trace_id)
         self._outlet.put(trace)
 
     def _hold(self, trace: Trace) -> None:

@@ -28,7 +28,7 @@ NAME = "assistant-v1-aaaa"
 @pytest.fixture
 async def platform(tmp_path: Path) -> AsyncIterator[ServePlatform]:
     ray = LocalRay(ENVIRONMENT, tmp_path, tmp_path / "ray.log")
-    await ray.start()
+    await ray.start(300.0)
     try:
         async with aiohttp.ClientSession() as session:
             platform = ServePlatform(session, ray.dashboard_url, ray.proxy_url, token=ray.token, direct=True)
