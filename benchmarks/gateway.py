@@ -1,11 +1,12 @@
 """What the gateway costs: requests a second on one core, and latency added to a static upstream, with everything on.
 
-    .venv/bin/python -m benchmarks.gateway [--seconds 10] [--repeat 3]
+    .venv/bin/python -m benchmarks.gateway [--seconds 10] [--repeat 3] [--tracing]
 
 nginx answers at once with a fixed completion (in one piece, or as a stream of 32 tokens). The gateway runs on core 0 with a key, a canary
 at half the users, a thousand users, journal and SQLite store; nginx and wrk share core 1. Beside it, in the same run, a relay that does
 nothing else: a bare ASGI route with aiohttp upstream, on uvicorn, uvloop and httptools. Medians of the repeats; ratios to the relay.
-Needs `wrk`, `nginx` and `taskset` on PATH. Writes benchmarks/results/gateway.json.
+With `--tracing`, in place of that, three gateways: traces off, at 1 % and at 100 %, exported to nginx, which takes all; ratios to off.
+Needs `wrk`, `nginx` and `taskset` on PATH. Writes benchmarks/results/gateway.json, or gateway_tracing.json.
 """
 
 from __future__ import annotations
@@ -32,10 +33,11 @@ from typing import Any, NamedTuple
 
 import psutil
 
+from services.common import telemetry
 from services.common.routing import Route, Target
 from services.store import migrate, open_store
 
-RESULTS = Path(__file__).parent / "results" / "gateway.json"
+RESULTS = Path(__file__).parent / "results"
 KEY = "sk-benchmark"
 TOKENS = 32
 MODEL = "assistant-v1-0000"
@@ -55,6 +57,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=int, default=10, help="of load for each figure")
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--tracing", action="store_true", help="what tracing costs, in place of what the gateway costs")
     parser.add_argument("--relay", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.relay:
@@ -64,9 +67,11 @@ def main() -> int:
         print(f"missing: {', '.join(missing)} (Debian: apt-get install wrk nginx-light util-linux)", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        results = measure(Path(folder), stack, arguments.seconds, arguments.repeat)
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+        measured = measure_tracing if arguments.tracing else measure
+        results = measured(Path(folder), stack, arguments.seconds, arguments.repeat)
+    RESULTS.mkdir(exist_ok=True)
+    name = "gateway_tracing.json" if arguments.tracing else "gateway.json"
+    (RESULTS / name).write_text(json.dumps(results, indent=2) + "\n")
     print(json.dumps(results, indent=2))
     return 0
 
@@ -76,15 +81,7 @@ def measure(folder: Path, stack: contextlib.ExitStack, seconds: int, repeat: int
     upstream = stack.enter_context(nginx(folder))
     gateway = stack.enter_context(gateway_process(folder, upstream.url))
     relay = stack.enter_context(relay_process(folder, upstream.url))
-    results: dict[str, Any] = {
-        "command": "python -m benchmarks.gateway",
-        "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "load_before": os.getloadavg()[0]},
-        "versions": {
-            name: importlib.metadata.version(name)
-            for name in ("uvicorn", "uvloop", "httptools", "aiohttp", "msgspec", "fastapi")
-        },
-        "repeats": repeat,
-    }
+    results = circumstances("python -m benchmarks.gateway", repeat)
     for mode in ("whole", "stream"):
         script = wrk_script(folder, streamed=mode == "stream")
         runs: dict[str, list[Figures]] = {"upstream": [], "relay": [], "gateway": []}
@@ -104,6 +101,59 @@ def measure(folder: Path, stack: contextlib.ExitStack, seconds: int, repeat: int
         results[mode] = figures
     results["records"] = records(folder)
     return results
+
+
+def measure_tracing(folder: Path, stack: contextlib.ExitStack, seconds: int, repeat: int) -> dict[str, Any]:
+    """The same gateway without traces and with two shares of them."""
+    upstream = stack.enter_context(nginx(folder))
+    gateways: dict[str, Server] = {}
+    for name, share in (("off", None), ("1 %", "0.01"), ("100 %", "1")):
+        own = folder / f"traces-{share}"
+        own.mkdir()
+        tracing = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": upstream.url, "OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": share
+        }  # fmt: skip
+        variables = {key: value for key, value in tracing.items() if share is not None and value is not None}
+        gateways[name] = stack.enter_context(gateway_process(own, upstream.url, **variables))
+    results = circumstances("python -m benchmarks.gateway --tracing", repeat)
+    for mode in ("whole", "stream"):
+        script = wrk_script(folder, streamed=mode == "stream")
+        runs: dict[str, list[Figures]] = {name: [] for name in gateways}
+        for _ in range(repeat):
+            for name, server in gateways.items():
+                runs[name].append(one_run(server, "", script, seconds))
+        figures = {
+            name: {key: statistics.median(run[key] for run in found) for key in found[0]}
+            for name, found in runs.items()
+        }
+        for found in figures.values():
+            found["p50_ms_more"] = round(found["p50_ms"] - figures["off"]["p50_ms"], 3)
+            for key in ("requests_per_second", "requests_per_cpu_second"):
+                found[f"{key}_to_off"] = round(found[key] / figures["off"][key], 3)
+        results[mode] = figures
+    results["spans"] = {name: spans(server.url) for name, server in gateways.items()}
+    return results
+
+
+def circumstances(command: str, repeat: int) -> dict[str, Any]:
+    """What figures depend on."""
+    return {
+        "command": command,
+        "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "load_before": os.getloadavg()[0]},
+        "versions": {
+            name: importlib.metadata.version(name)
+            for name in ("uvicorn", "uvloop", "httptools", "aiohttp", "msgspec", "fastapi", "protobuf")
+        },
+        "repeats": repeat,
+    }
+
+
+def spans(url: str) -> dict[str, int]:
+    """Spans that a gateway exported and lost so far."""
+    with urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:  # noqa: S310  # an address of this machine
+        text = answer.read().decode()
+    names = {"exported": telemetry.SPANS_EXPORTED, "lost": telemetry.SPANS_DROPPED}
+    return {key: int(float(re.findall(rf"^{name} (\S+)$", text, re.M)[0])) for key, name in names.items()}
 
 
 def one_run(server: Server, path: str, script: Path, seconds: int) -> Figures:
@@ -201,6 +251,7 @@ http {{
   uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
   server {{
     listen 127.0.0.1:{port}; root {folder};
+    location = /v1/traces {{ client_max_body_size 64m; return 200; }}
 {locations}  }}
 }}
 """
@@ -212,8 +263,8 @@ http {{
 
 
 @contextlib.contextmanager
-def gateway_process(folder: Path, upstream: str) -> Iterator[Server]:
-    """The gateway on core 0, with everything on."""
+def gateway_process(folder: Path, upstream: str, **variables: str) -> Iterator[Server]:
+    """The gateway on core 0, with everything on; `variables` of its environment."""
     store_url = f"sqlite:///{folder}/understudy.db"
     migrate(store_url)
     store = open_store(store_url)
@@ -237,7 +288,7 @@ def gateway_process(folder: Path, upstream: str) -> Iterator[Server]:
         "KEYS": json.dumps([{"name": "benchmark", "sha256": hashlib.sha256(KEY.encode()).hexdigest()}]),
         "PORT": str(port),
     }
-    environment = os.environ | {f"UNDERSTUDY_GATEWAY_{key}": value for key, value in settings.items()}
+    environment = os.environ | variables | {f"UNDERSTUDY_GATEWAY_{key}": value for key, value in settings.items()}
     url = f"http://127.0.0.1:{port}"
     command = ["taskset", "-c", "0", sys.executable, "-m", "services.gateway"]
     with child(command, folder / "gateway.log", f"{url}/readyz", environment) as process:

@@ -1,5 +1,5 @@
-"""Writes what is made of the code: `docs/reference/` (every field of the resources, with type, default and meaning; every metric) and the
-custom resource definition in the chart.
+"""Writes what is made of the code: `docs/reference/` (every field of the resources, with type, default and meaning; every metric, span and
+event) and the custom resource definition in the chart.
 
 `make generate` runs it; `make verify` fails when what is committed differs.
 """
@@ -7,6 +7,7 @@ custom resource definition in the chart.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,15 @@ from pydantic import BaseModel
 
 from demo.story import DemoStory
 from services.cli.local import LocalPlatform
+from services.common.events import EVENTS
 from services.common.telemetry import METRICS
+from services.common.tracing import SPANS, Attribute
 from services.rollout.crd import definition
 from services.rollout.durations import format_duration
 from services.rollout.resources import LLMService
 
 REFERENCE = Path(__file__).parent / "reference"
+FIELD = re.compile(r"%\((\w+)\)[.\d]*[sdf]")
 DEFINITION = Path(__file__).parents[1] / "charts/understudy/files/llmservices.yaml"
 
 
@@ -116,9 +120,49 @@ def metrics() -> str:
     return "\n".join(lines) + "\n"
 
 
+def traces() -> str:
+    """The reference page of spans, their attributes and the events of logs."""
+    lines = [
+        "# Spans, attributes, log events",
+        "",
+        "`docs/tracing.md` says how to get them. Attributes that do not apply are left out.",
+        "",
+        "Generated from the code by `make generate`.",
+        "",
+        "## Spans",
+        "",
+        "| span | kind | meaning | attributes | events |",
+        "|---|---|---|---|---|",
+    ]
+    for span in SPANS:
+        attributes, events = (
+            ", ".join(f"`{name}`" for name in names)
+            for names in (span.attributes, [event.name for event in span.events])
+        )
+        lines.append(f"| `{span.name}` | {span.kind} | {span.text} | {attributes} | {events} |")
+    lines += ["", "## Events of spans", "", "| event | meaning | attributes |", "|---|---|---|"]
+    happenings = {event.name: event for span in SPANS for event in span.events}
+    for event in happenings.values():
+        lines.append(f"| `{event.name}` | {event.text} | {', '.join(f'`{name}`' for name in event.attributes)} |")
+    lines += ["", "## Attributes", "", "| attribute | type | meaning |", "|---|---|---|"]
+    known: dict[str, Attribute] = {}
+    for span in SPANS:
+        known |= {
+            name: name for name in (*span.attributes, *(key for event in span.events for key in event.attributes))
+        }
+    for name in sorted(known):
+        lines.append(f"| `{name}` | {known[name].kind} | {known[name].text} |")
+    lines += ["", "## Events of logs", "", "| event | words |", "|---|---|"]
+    for told in EVENTS:
+        words = FIELD.sub(r"`\1`", told)
+        lines.append(f"| `{told.name}` | {words} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     REFERENCE.mkdir(exist_ok=True)
     (REFERENCE / "metrics.md").write_text(metrics())
+    (REFERENCE / "tracing.md").write_text(traces())
     for model in (LLMService, LocalPlatform, DemoStory):
         (REFERENCE / f"{model.__name__.lower()}.md").write_text(page(model))
     DEFINITION.parent.mkdir(parents=True, exist_ok=True)

@@ -44,10 +44,10 @@ STORE = Row("Store", (
 ))  # fmt: skip
 
 TRACES = Row("Traces", (
-    graph("Exported spans", "Spans each second that the collector took; nothing where tracing is off.",
-          Query(f"rate({t.SPANS_EXPORTED}{{{NAMESPACE}}}[$__rate_interval])", _POD), unit="cps", width=12),
-    graph("Lost spans", "The queue was full, or the collector refused them or was away.",
-          Query(f"increase({t.SPANS_DROPPED}{{{NAMESPACE}}}[$__rate_interval])", _POD), width=12),
+    graph("Spans exported", "That a collector took, each second; 0 where tracing is off.",
+          Query(f"rate({t.SPANS_EXPORTED}{{{NAMESPACE}}}[$__rate_interval])", _POD)),
+    graph("Spans lost", "The queue was full, or the collector refused them or was away for half a minute. No request waits for it.",
+          Query(f"increase({t.SPANS_DROPPED}{{{NAMESPACE}}}[$__rate_interval])", _POD)),
 ))  # fmt: skip
 
 CONTROLLER = Row("Controller", (
@@ -67,7 +67,7 @@ CONTROLLER = Row("Controller", (
 ))  # fmt: skip
 
 DASHBOARD = Dashboard(
-    "understudy-gateway", "Understudy / Gateway", "Gateways, their recorders and traces, and the controller.",
+    "understudy-gateway", "Understudy / Gateway", "Gateways, their recorders, and the controller.",
     (LOAD, STORE, TRACES, CONTROLLER),
     (Variable("namespace", f"label_values({t.IN_FLIGHT}, namespace)"), Variable("service", f"label_values({t.LAST_LOOK}, service)")),
 )  # fmt: skip

@@ -210,7 +210,7 @@ LEASE_VALID: Final = _gauge(
 )
 
 SPANS_EXPORTED: Final = _counter(
-    "gateway", "understudy_gateway_spans_exported_total", "Spans that a collector took; 0 where tracing is off.",
+    "gateway", "understudy_gateway_spans_exported_total", "Spans that a collector took.",
     unit="spans",
 )  # fmt: skip
 SPANS_DROPPED: Final = _counter(

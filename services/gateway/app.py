@@ -170,7 +170,7 @@ async def _running(
         )  # fmt: skip
         poller.load_cache()
         _add_gauges(metrics, table, recorder, assigner, settings)
-        tracer = await _tracing(stack, settings, otlp, metrics, clock)
+        tracer = _tracer(stack, settings, otlp, metrics, clock)
         answered = Answered()
         app.completions = Completions(
             settings, clock=clock, keys=app.keys,
@@ -180,25 +180,26 @@ async def _running(
             recorder=recorder, mirror=mirror, answered=answered, metrics=metrics, tracer=tracer,
         )  # fmt: skip
         desk = FeedbackDesk(store, executor, recorder, assigner, answered, metrics, table.store_time, tracer)
-        _add_routes(app, table, desk, metrics)
+        _add_routes(app, table, desk, metrics, tracing=tracer is not None)
         await poller.poll()  # ready at once where the store is there
         for run in (poller.run, recorder.run):
             stack.push_async_callback(_end, asyncio.create_task(run(), name=run.__qualname__))
         yield
 
 
-async def _tracing(
+def _tracer(
     stack: contextlib.AsyncExitStack,
     settings: GatewaySettings,
     otlp: OtlpSettings | None,
     metrics: Metrics,
     clock: Clock,
 ) -> Tracer | None:
-    """The exporter is imported here: a gateway without traces has nothing of OpenTelemetry in memory."""
+    """The tracer, its exporter at work until the stack ends; None: tracing is off."""
     if otlp is None:
-        for counter in (telemetry.SPANS_EXPORTED, telemetry.SPANS_DROPPED):
-            metrics.read(counter, lambda: 0.0)
+        metrics.read(telemetry.SPANS_EXPORTED, lambda: 0)
+        metrics.read(telemetry.SPANS_DROPPED, lambda: 0)
         return None
+    # Imported here: a gateway without traces has nothing of OpenTelemetry in memory.
     from services.gateway.trace_exporter import TraceExporter
 
     exporter = TraceExporter(otlp, settings.tracing.mlflow_uri)
@@ -206,7 +207,7 @@ async def _tracing(
     exporter.start()
     metrics.read(telemetry.SPANS_EXPORTED, lambda: exporter.exported)
     metrics.read(telemetry.SPANS_DROPPED, lambda: exporter.dropped)
-    return Tracer(settings.tracing, otlp.sampler, exporter, clock)
+    return Tracer(settings.tracing, otlp.sampler, exporter, clock, metrics.exemplified)
 
 
 async def _end(task: asyncio.Task[None]) -> None:
@@ -271,7 +272,7 @@ async def _caller(request: Request) -> Caller:
 Known = Annotated[Caller, Depends(_caller)]
 
 
-def _add_routes(app: GatewayApp, table: RoutingTable, desk: FeedbackDesk, metrics: Metrics) -> None:
+def _add_routes(app: GatewayApp, table: RoutingTable, desk: FeedbackDesk, metrics: Metrics, *, tracing: bool) -> None:
     def model(service: str) -> dict[str, Any]:
         return {
             "id": service,
@@ -301,7 +302,11 @@ def _add_routes(app: GatewayApp, table: RoutingTable, desk: FeedbackDesk, metric
             return Response(f'{{"status": "{reason}"}}', 503, media_type="application/json")
         return Response('{"status": "ready"}', media_type="application/json")
 
-    async def exposition() -> Response:
+    async def exposition(request: Request) -> Response:
+        # Exemplars need OpenMetrics; without traces there are none, and the format stays what it always was.
+        if tracing and "application/openmetrics-text" in request.headers.get("accept", ""):
+            kind = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+            return Response(metrics.exposition(openmetrics=True), media_type=kind)
         return Response(metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     app.add_api_route("/v1/models", models, methods=["GET"], summary="The services")

@@ -28,15 +28,13 @@ class ClientGone(Exception):
 class Head:
     """The request headers that the gateway knows; no other is looked at or passed on."""
 
-    __slots__ = ("authorization", "client_request_id", "content_length", "traceparent", "tracestate", "user")
+    __slots__ = ("authorization", "client_request_id", "content_length", "user")
 
     def __init__(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
         self.authorization: bytes | None = None
         self.content_length: int | None = None
         self.user: str | None = None
         self.client_request_id: str | None = None
-        self.traceparent: bytes | None = None
-        self.tracestate: bytes | None = None
         for name, value in headers:
             if name == b"authorization":
                 self.authorization = value
@@ -47,10 +45,6 @@ class Head:
             elif name == b"x-request-id":
                 text = value.decode("latin-1")
                 self.client_request_id = text if len(text) <= CLIENT_ID_LENGTH and text.isprintable() else None
-            elif name == b"traceparent":
-                self.traceparent = value
-            elif name == b"tracestate":
-                self.tracestate = value if self.tracestate is None else self.tracestate + b"," + value
 
 
 async def read_body(receive: Receive, head: Head, limits: LimitSettings) -> bytes:

@@ -16,6 +16,7 @@ from typing import Final, Literal
 
 from prometheus_client import Counter, Gauge, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.registry import Collector
 
 from services.common import telemetry as names
@@ -35,11 +36,12 @@ Key = tuple[str, str, str, str]
 class _Tally:
     """One histogram of one key: a count a bucket, not yet added up."""
 
-    __slots__ = ("_bounds", "_counts", "_heads", "_sum")
+    __slots__ = ("_bounds", "_counts", "_exemplars", "_heads", "_sum")
 
     def __init__(self, spec: MetricSpec, labels: str) -> None:
         self._bounds = spec.buckets
         self._counts = [0] * (len(spec.buckets) + 1)
+        self._exemplars: dict[int, str] = {}
         self._sum = 0.0
         edges = [*(repr(bound) for bound in spec.buckets), "+Inf"]
         self._heads = [f'{spec.name}_bucket{{{labels},le="{edge}"}} ' for edge in edges]
@@ -49,12 +51,16 @@ class _Tally:
         self._counts[bisect_left(self._bounds, value)] += 1
         self._sum += value
 
-    def lines(self) -> Iterator[str]:
+    def exemplify(self, value: float, trace_id: str) -> None:
+        """The newest example of its bucket."""
+        self._exemplars[bisect_left(self._bounds, value)] = f' # {{trace_id="{trace_id}"}} {value!r}'
+
+    def lines(self, *, exemplars: bool) -> Iterator[str]:
         """The text format's lines; cumulative."""
-        through = 0
-        for head, count in zip(self._heads, self._counts, strict=False):
+        through, examples = 0, self._exemplars if exemplars else {}
+        for bucket, (head, count) in enumerate(zip(self._heads, self._counts, strict=False)):
             through += count
-            yield f"{head}{through}.0"
+            yield f"{head}{through}.0{examples.get(bucket, '')}"
         yield f"{self._heads[-2]}{through}.0"
         yield f"{self._heads[-1]}{self._sum!r}"
 
@@ -142,6 +148,15 @@ class Metrics:
             reason = row.error if row.error in REASONS else names.OTHER
             attempts.failures[reason] = attempts.failures.get(reason, 0) + 1
 
+    def exemplified(self, row: Observation, trace_id: str) -> None:
+        """A trace of this attempt is exported: an example of where its times lie. Where tracing is off there are none."""
+        attempts = self._attempts.get((row.service, row.revision, row.arm, row.kind))
+        if attempts is None:
+            return
+        attempts.duration.exemplify(row.duration, trace_id)
+        if row.ttft is not None:
+            attempts.ttft.exemplify(row.ttft, trace_id)
+
     def refused(self, service: str, code: str) -> None:
         """A request reached no engine. `service`: of the routing table, or `telemetry.UNKNOWN`."""
         self._refused.labels(service, code).inc()
@@ -181,24 +196,25 @@ class Metrics:
                 if left or (names.REVISION in sample.labels and sample.labels[names.REVISION] not in revisions):
                     metric.remove_by_labels(sample.labels)
 
-    def exposition(self) -> bytes:
-        """Prometheus' text format."""
-        return "".join(f"{line}\n" for line in self._lines()).encode() + generate_latest(self.registry)
+    def exposition(self, *, openmetrics: bool = False) -> bytes:
+        """Prometheus' text format, or OpenMetrics', which has exemplars."""
+        own = "".join(f"{line}\n" for line in self._lines(openmetrics)).encode()
+        return own + (generate_openmetrics(self.registry) if openmetrics else generate_latest(self.registry))  # type: ignore[no-untyped-call]
 
-    def _lines(self) -> Iterator[str]:
+    def _lines(self, openmetrics: bool) -> Iterator[str]:
         for number, spec in enumerate(_TALLIES):
             yield from _head(spec)
             for attempts in self._attempts.values():
-                yield from attempts.tallies[number].lines()
-        yield from _head(names.TOKENS)
+                yield from attempts.tallies[number].lines(exemplars=openmetrics)
+        yield from _head(names.TOKENS, openmetrics)
         for attempts in self._attempts.values():
             for direction, count in attempts.tokens.items():
                 yield f"{names.TOKENS}{{{attempts.labels},{_labels(direction=direction)}}} {count}.0"
-        yield from _head(names.REQUESTS)
+        yield from _head(names.REQUESTS, openmetrics)
         for attempts in self._attempts.values():
             for outcome, count in attempts.outcomes.items():
                 yield f"{names.REQUESTS}{{{attempts.labels},{_labels(outcome=outcome)}}} {count}.0"
-        yield from _head(names.FAILURES)
+        yield from _head(names.FAILURES, openmetrics)
         for attempts in self._attempts.values():
             for reason, count in attempts.failures.items():
                 yield f"{names.FAILURES}{{{attempts.labels},{_labels(reason=reason)}}} {count}.0"
@@ -215,8 +231,9 @@ class Metrics:
         return attempts
 
 
-def _head(spec: MetricSpec) -> tuple[str, str]:
-    return f"# HELP {spec.name} {spec.text}", f"# TYPE {spec.name} {spec.kind}"
+def _head(spec: MetricSpec, openmetrics: bool = False) -> tuple[str, str]:
+    family = spec.name.removesuffix("_total") if openmetrics else spec.name
+    return f"# HELP {family} {spec.text}", f"# TYPE {family} {spec.kind}"
 
 
 def _labels(**labels: str) -> str:

@@ -107,11 +107,12 @@ class Completions:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = uuid7()
-        head = Head(scope["headers"])
-        trace = self._tracer.begin(request_id, scope["path"], head) if self._tracer is not None else None
+        trace = None
+        if self._tracer is not None:
+            trace = self._tracer.begin(request_id, scope["path"], scope["headers"])
         self._metrics.in_flight.inc()
         try:
-            call = await self._admit(scope, receive, request_id, head, trace)
+            call = await self._admit(scope, receive, request_id, trace)
             await self._answer(call, receive, send)
         except ClientGone:
             self._metrics.refused(telemetry.UNKNOWN, "client_gone")
@@ -137,15 +138,17 @@ class Completions:
             if self._tracer is not None and trace is not None:
                 self._tracer.end(trace)
 
-    async def _admit(self, scope: Scope, receive: Receive, request_id: str, head: Head, trace: Trace | None) -> _Call:
+    async def _admit(self, scope: Scope, receive: Receive, request_id: str, trace: Trace | None) -> _Call:
         """Everything up to the choice of the engine; a refusal is counted by its code."""
         service = telemetry.UNKNOWN
         try:
+            head = Head(scope["headers"])
             began = self._clock.monotonic()
             caller = self._keys.authenticate(head.authorization)
             self._quotas.take(caller)
             if trace is not None:
                 trace.authenticated = self._clock.monotonic()
+                trace.client_request_id = head.client_request_id
             body = await read_body(receive, head, self._settings.limits)
             request = parse(body, PATHS[scope["path"]], self._settings.limits)
             if self._filters:

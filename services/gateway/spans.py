@@ -196,7 +196,7 @@ def _nanos(trace: Trace, moment: float) -> int:
 
 def _pairs(attributes: Attributes) -> list[KeyValue]:
     return [
-        _known_pair(key, value) if isinstance(value, str) and len(value) < 64 else _pair(key, value)
+        _pair(key, value) if key in _VARIED else _known_pair(key, value)
         for key, value in attributes.items()
         if value is not None
     ]
@@ -212,7 +212,15 @@ def _pair(key: str, value: Value) -> KeyValue:
     return KeyValue(key=key, value=AnyValue(double_value=value))
 
 
-_known_pair = lru_cache(maxsize=4096)(_pair)  # services, revisions, outcomes: the same few again and again
+# Services, revisions, outcomes, numbers of tokens: the same few again and again.
+_known_pair = lru_cache(maxsize=4096, typed=True)(_pair)
+_VARIED: Final = frozenset(
+    {
+        names.REQUEST_ID, names.CLIENT_REQUEST_ID, names.TIME_TO_FIRST_TOKEN, names.TIME_PER_OUTPUT_TOKEN,
+        names.INPUT_MESSAGES, names.OUTPUT_MESSAGES, names.EVALUATION_EXPLANATION,
+    }
+)  # fmt: skip
+"""Attributes whose values are hardly ever met twice."""
 
 
 def _content(trace: Trace, last: Tried | None) -> Attributes:

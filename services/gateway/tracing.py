@@ -24,7 +24,6 @@ from services.common.routing import Target
 from services.common.wire import ApiError
 from services.gateway.assignment import Placement
 from services.gateway.content_filters import Filters
-from services.gateway.exchange import Head
 from services.gateway.requests import ModelRequest
 from services.gateway.routes import Entry
 from services.gateway.settings import TracingSettings
@@ -49,10 +48,8 @@ class Parent(NamedTuple):
     sampled: bool
 
 
-def parse_parent(value: bytes | None) -> Parent | None:
-    """The parent; None where there is none, or it is not well formed."""
-    if value is None:
-        return None
+def parse_parent(value: bytes) -> Parent | None:
+    """The parent; None where it is not well formed."""
     found = _PARENT.fullmatch(value)
     if found is None or (found[1] == b"00" and found[5] is not None):
         return None
@@ -119,14 +116,14 @@ class Trace:
         self.rollout: str | None = None
         self.step: int | None = None
         self.client_request_id: str | None = None
-        self.tries: list[Tried] = []
+        self.tries: tuple[Tried, ...] = ()
         self.kept: Kept | None = None
         self.may_keep_content = False
         self.prompt: bytes | None = None
         """The messages or the prompt as JSON."""
         self.filters: Filters = ()
         """Those that an answer must go through before it is shown."""
-        self.marks: set[str] = set()
+        self.marks: frozenset[str] = frozenset()
         """Feedback that was told already."""
 
     def context(self, number: int) -> dict[str, str]:
@@ -158,12 +155,11 @@ class Trace:
         if self.may_keep_content and row.outcome in ("ok", "cancelled"):
             answer = attempt.meter.text if attempt.streamed else attempt.body
         url = attempt.url
-        self.tries.append(
-            Tried(
-                row, attempt.began, attempt.headers_at, attempt.target, url.host if url else None, url.port if url else None,
-                attempt.meter.tokens_cached, answer,
-            )
+        tried = Tried(
+            row, attempt.began, attempt.headers_at, attempt.target, url.host if url else None, url.port if url else None,
+            attempt.meter.tokens_cached, answer,
         )  # fmt: skip
+        self.tries = (*self.tries, tried)
 
     def refused(self, error: ApiError) -> None:
         """The client is told this error."""
@@ -188,12 +184,14 @@ class Trace:
     @property
     def content_bytes(self) -> int:
         """Bytes, about, of prompt and answers."""
+        if not self.may_keep_content:
+            return 0
         return len(self.prompt or b"") + sum(len(tried.answer or b"") for tried in self.tries)
 
     def forget_content(self) -> None:
         """Prompt and answers have been exported, or will not be."""
         self.prompt = None
-        self.tries = [tried._replace(answer=None) for tried in self.tries]
+        self.tries = tuple(tried._replace(answer=None) for tried in self.tries)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,24 +226,35 @@ class Outlet(Protocol):
 
 
 class Tracer:
-    """Makes traces and decides which are kept."""
+    """Makes traces and decides which are kept; `exemplified` is told of each attempt in one that is."""
 
-    def __init__(self, rules: TracingSettings, sampler: Sampler, outlet: Outlet, clock: Clock) -> None:
+    def __init__(
+        self,
+        rules: TracingSettings,
+        sampler: Sampler,
+        outlet: Outlet,
+        clock: Clock,
+        exemplified: Callable[[Observation, str], None],
+    ) -> None:
         self._rules, self._sampler, self._outlet, self._clock = rules, sampler, outlet, clock
+        self._exemplified = exemplified
         self._recent: OrderedDict[str, Trace] = OrderedDict()
         self._content = 0
 
-    def begin(self, request_id: str, path: str, head: Head) -> Trace:
-        """A request has come."""
+    def begin(self, request_id: str, path: str, headers: Iterable[tuple[bytes, bytes]]) -> Trace:
+        """A request has come, with these headers."""
         trace = Trace(request_id, path, self._clock.monotonic(), self._clock.time())
-        parent = parse_parent(head.traceparent)
+        parent, state = None, b""
+        for name, value in headers:
+            if name == b"traceparent":
+                parent = parse_parent(value)
+            elif name == b"tracestate":
+                state = state + b"," + value if state else value
         if parent is not None:
             trace.trace_id, trace.parent = parent.trace_id, parent.span_id
-            state = head.tracestate
             if state and len(state) <= STATE_LENGTH and state.isascii():
                 trace.state = state
         trace.sampled = self._sampler(trace.trace_id, parent)
-        trace.client_request_id = head.client_request_id
         return trace
 
     def end(self, trace: Trace) -> None:
@@ -266,7 +275,7 @@ class Tracer:
         if trace is not None:
             if key in trace.marks:
                 return
-            trace.marks.add(key)
+            trace.marks |= {key}
             trace_id, parent, kept = trace.trace_id, trace.span_id, trace.kept
         else:
             trace_id = request_id.replace("-", "")
@@ -300,6 +309,8 @@ class Tracer:
 
     def _export(self, trace: Trace, kept: Kept) -> None:
         trace.kept = kept
+        for tried in trace.tries:
+            self._exemplified(tried.row, trace.trace_id)
         self._outlet.put(trace)
 
     def _hold(self, trace: Trace) -> None:

@@ -125,6 +125,10 @@ def _tracing_variables(name: str, service: str, spec: EngineSpec) -> dict[str, s
     endpoint = spec.arguments.get("otlp_traces_endpoint")
     if not endpoint:
         return {}
+    if spec.arguments.get("disable_log_stats"):
+        raise InvalidEngineSpec(
+            "otlp_traces_endpoint needs vLLM's statistics: remove disable_log_stats, or it dies of the first request"
+        )
     variables = {
         "OTEL_TRACES_SAMPLER": "parentbased_always_off",
         "OTEL_SERVICE_NAME": "understudy-engine",

@@ -14,7 +14,9 @@ import pytest
 import yaml
 from cryptography.fernet import Fernet
 
+from services.gateway.otlp_settings import otlp_settings
 from services.gateway.settings import GatewaySettings
+from services.gateway.tracing import Sampler
 from services.rollout.settings import ControllerSettings
 
 CHART = Path(__file__).parents[2] / "charts/understudy"
@@ -50,6 +52,9 @@ def merged(*layers: dict[str, Any]) -> dict[str, Any]:
             both = isinstance(value, dict) and isinstance(result.get(key), dict)
             result[key] = merged(result[key], value) if both else value
     return result
+
+
+MLFLOW = "http://demo-mlflow:5000"
 
 
 def value_file(name: str) -> dict[str, Any]:
@@ -310,6 +315,51 @@ def test_the_gateways_environment_is_one_that_it_accepts(chart: Chart, monkeypat
     Fernet(accepted.content_key.get_secret_value().encode())
     pod = named(objects, "Deployment", "demo-gateway")["spec"]["template"]["spec"]
     assert pod["terminationGracePeriodSeconds"] > accepted.drain_notice_seconds + accepted.drain_seconds
+
+
+COLLECTOR = "http://collector:4318"
+
+
+@pytest.mark.parametrize(
+    ("tracing", "endpoint", "headers", "mlflow"),
+    [
+        ({"endpoint": COLLECTOR}, COLLECTOR, None, None),
+        ({"endpoint": COLLECTOR, "headers": {"existingSecret": "s"}}, COLLECTOR, {"name": "s", "key": "headers"}, None),
+        ({"mlflow": {"enabled": True, "experimentId": "7"}}, MLFLOW, "x-mlflow-experiment-id=7", MLFLOW),
+        (
+            {"mlflow": {"enabled": True}, "headers": {"existingSecret": "s"}},
+            MLFLOW,
+            "x-mlflow-experiment-id=0,$(TRACING_HEADERS)",
+            MLFLOW,
+        ),
+        ({"endpoint": COLLECTOR, "mlflow": {"enabled": True}}, COLLECTOR, None, MLFLOW),
+    ],
+)
+def test_traces_go_where_the_values_say(
+    chart: Chart, tracing: dict[str, Any], endpoint: str, headers: Any, mlflow: str | None
+) -> None:
+    objects = chart({"tracing": {"ratio": 0.05, "slowSeconds": 10, **tracing}})
+    given = env(objects, "Deployment", "demo-gateway")
+    found = given.get("OTEL_EXPORTER_OTLP_HEADERS")
+    assert (found["secretKeyRef"] if isinstance(found, dict) else found) == headers
+    assert given.get("UNDERSTUDY_GATEWAY_TRACING__MLFLOW_URI") == mlflow
+    otlp = otlp_settings({name: value for name, value in given.items() if value != found})
+    assert otlp is not None
+    assert (otlp.endpoint, otlp.sampler) == (f"{endpoint}/v1/traces", Sampler(0.05, True))
+    assert float(given["UNDERSTUDY_GATEWAY_TRACING__SLOW_SECONDS"]) == 10
+    policy = named(objects, "NetworkPolicy", "demo-mlflow")["spec"]["ingress"][0]["from"]
+    peers = [one["podSelector"].get("matchLabels", {}).get("app.kubernetes.io/component") for one in policy]
+    assert ("gateway" in peers) == (mlflow is not None)
+
+
+def test_traces_are_off_and_logs_at_info_unless_asked_for(chart: Chart) -> None:
+    given = env(chart({}), "Deployment", "demo-gateway")
+    assert not [name for name in given if name.startswith("OTEL_")]
+    assert given["UNDERSTUDY_GATEWAY_LOG_LEVEL"] == "info"
+    assert (
+        env(chart({"logging": {"level": "debug"}}), "Deployment", "demo-controller")["UNDERSTUDY_CONTROLLER_LOG_LEVEL"]
+        == "debug"
+    )
 
 
 def test_the_controllers_environment_names_settings_that_exist(chart: Chart) -> None:
@@ -644,6 +694,8 @@ def test_images_by_registry_tag_and_digest(chart: Chart) -> None:
         ({"gateway": {"apiKeys": {"additional": [{"name": "shop", "sha256": "secret"}]}}}, "sha256"),
         ({"gateway": {"settings": {"poll_seconds": 1}}}, "poll_seconds"),
         ({"mlflow": {"uri": "mlflow:5000"}}, "uri"),
+        ({"tracing": {"endpoint": "collector:4317"}}, "endpoint"),
+        ({"tracing": {"ratio": 2}}, "ratio"),
         ({"models": {"kind": "nfs"}}, "kind"),
         (
             {"gateway": {"autoscaling": {"enabled": True}, "keda": {"enabled": True, "triggers": [{"type": "cpu"}]}}},

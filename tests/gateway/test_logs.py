@@ -46,9 +46,9 @@ async def test_each_line_of_a_request_has_its_ids_and_no_text(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     gateway = await start(canary, otlp=otlp(collector))
-    asked = [(await ask(gateway, user=f"ada{n}", stream=n % 2 == 0))[1] for n in range(4)]
+    asked = [(await ask(gateway, user=f"zorro{n}", stream=n % 2 == 0))[1] for n in range(4)]
     candidate.behaviour = stable.behaviour = Behaviour(status=500, error=f"cannot read {PROMPT}")
-    asked += [(await ask(gateway, user=f"ada{n}"))[1] for n in range(4)]
+    asked += [(await ask(gateway, user=f"zorro{n}"))[1] for n in range(4)]
     asked.append((await ask(gateway, model="nobody"))[1])
     asked.append((await ask(gateway, messages="what did the oracle"))[1])
     await say(gateway, request_id=asked[0], kind="comment", comment="the oracle erred")
@@ -65,5 +65,5 @@ async def test_each_line_of_a_request_has_its_ids_and_no_text(
     assert {line["event"] for line in requests} >= {"attempt.ended", "request.refused", "request.crashed"}
     failed = [line for line in requests if line["event"] == "attempt.ended" and line["outcome"] == "error"]
     assert {line["level"] for line in failed} == {"info"}
-    for text in ("oracle", "ada", KEY):
+    for text in ("oracle", "zorro", KEY):
         assert text not in lines.getvalue()

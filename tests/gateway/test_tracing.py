@@ -10,6 +10,7 @@ from typing import Any
 import aiohttp
 import msgspec
 import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from services.common import tracing as names
 from services.common.routing import ContentFilter, Route, Rules
@@ -43,7 +44,7 @@ async def ask(
     gateway: RunningGateway, *, traceparent: str | None = None, headers: dict[str, str] | None = None, **fields: Any
 ) -> tuple[int, str]:
     """Status and id of one chat completion."""
-    body = {"model": "assistant", "messages": [{"role": "user", "content": PROMPT}], "user": "ada", **fields}
+    body = {"model": "assistant", "messages": [{"role": "user", "content": PROMPT}], "user": "zorro", **fields}
     sent = {"Authorization": f"Bearer {KEY}", **(headers or {})}
     if traceparent is not None:
         sent["traceparent"] = traceparent
@@ -216,13 +217,13 @@ async def test_no_text_leaves_where_the_service_does_not_allow_it(
     stable.behaviour = Behaviour(words=("the", " oracle's", " answer"))
     hidden = msgspec.structs.replace(idle, stable=msgspec.structs.replace(idle.stable, system_prompt="Secret rule."))
     gateway = await start(hidden, otlp=otlp(collector))
-    _, request_id = await ask(gateway, stream=streamed, headers={"X-User-Id": "ada@example.com"})
+    _, request_id = await ask(gateway, stream=streamed, headers={"X-User-Id": "zorro@example.com"})
     await say(gateway, request_id=request_id, kind="thumb", value=-1, comment="bad oracle")
     stable.behaviour = Behaviour(status=400, error=f"cannot read {PROMPT}")
     await ask(gateway, stream=streamed)
     await until(lambda: collector.named("feedback thumb") and len(collector.named("chat assistant")) == 2)
     everything = b"".join(collector.bodies).lower()
-    for text in (b"oracle", b"secret rule", b"ada", KEY.encode()):
+    for text in (b"oracle", b"secret rule", b"zorro", KEY.encode()):
         assert text not in everything
 
 
@@ -303,6 +304,23 @@ async def test_what_waits_is_sent_at_the_end(
         await ask(gateway)
         assert not collector.spans
     assert len(collector.spans) == 3
+
+
+async def test_histograms_show_examples_by_trace(start: Any, idle: Route, collector: Collector) -> None:
+    gateway = await start(idle, otlp=otlp(collector))
+    _, request_id = await ask(gateway, stream=True)
+    await until(lambda: collector.spans)
+    accepts = {"Accept": "application/openmetrics-text;version=1.0.0,text/plain;q=0.5"}
+    async with aiohttp.ClientSession(headers=accepts) as http, http.get(f"{gateway.url}/metrics") as response:
+        assert response.headers["content-type"].startswith("application/openmetrics-text")
+        families = {family.name: family for family in text_string_to_metric_families(await response.text())}
+    for name in ("gen_ai_server_time_to_first_token_seconds", "gen_ai_server_request_duration_seconds"):
+        [example] = [sample.exemplar for sample in families[name].samples if sample.exemplar]
+        assert example.labels == {"trace_id": request_id.replace("-", "")}
+        assert example.value > 0
+    assert families["understudy_gateway_requests"].type == "counter"
+    async with aiohttp.ClientSession() as http, http.get(f"{gateway.url}/metrics") as response:
+        assert "trace_id" not in await response.text()
 
 
 async def test_without_tracing_nothing_of_it_exists(start: Any, idle: Route, stable: Engine) -> None:

@@ -45,6 +45,8 @@ def test_one_argument_lets_the_engine_trace() -> None:
     assert "understudy.revision=assistant-v4-7c1f" in variables["OTEL_RESOURCE_ATTRIBUTES"]
     grpc = config(engine(arguments={"otlp_traces_endpoint": "http://collector:4317"}))
     assert "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL" not in grpc["runtime_env"]["env_vars"]
+    with pytest.raises(InvalidEngineSpec, match="disable_log_stats"):
+        config(engine(arguments=arguments | {"disable_log_stats": True}))
 
 
 def made(spec: EngineSpec) -> dict[str, Any]:
