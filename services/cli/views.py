@@ -300,6 +300,10 @@ def sentences(state: RolloutStatus) -> list[str]:
     if counts.pairs:
         judged = f", {counts.judgements:,} of them judged" if counts.judgements else ""
         said.append(f"{counts.pairs:,} prompts were answered by both revisions out of users' sight{judged}.")
+    if counts.inconsistent:
+        said.append(f"{counts.inconsistent:,} judgements turned with the order of the answers and count as ties.")
+    if counts.unparsable:
+        said.append(f"On {counts.unparsable:,} pairs the judge's answer could not be read; they are left out.")
     if counts.users_candidate or counts.users_control:
         said.append(
             f"{counts.users_candidate:,} users of the candidate and {counts.users_control:,} of the control have final values; "

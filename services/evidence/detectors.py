@@ -19,6 +19,8 @@ from services.evidence.state import VERSION, restoring
 
 BETS = (0.05, 0.1, 0.2)
 """Bets λ of the baselines e = 1 + λ(x/m₀ − 1): small ones find small changes, large ones large changes fast."""
+RUN_BET = BETS[1]
+"""Bet of the cumulative sum that tells since when: where it last stood at its start, the change is taken to have begun (Page 1954)."""
 HOURS = 168
 """Hours of a week."""
 Shift = Literal["upward", "downward"]
@@ -36,8 +38,9 @@ class ShiftDetector:
         self._shift: Shift = shift
         if not 0 < self._against(m0) <= 1 or not 1 < arl < math.inf or shift not in ("upward", "downward"):
             raise PlanFault(f"detector: m0 {m0} must allow a {shift} shift within [0, 1], arl {arl} be above 1")
-        self._m0, self._arl = m0, arl
+        self.m0, self.arl = m0, arl
         self._sums = [0.0] * len(BETS)
+        self._run = [1.0, 0.0, 0.0]  # cumulative sum, values and their total since it last stood at its start
         self.count = 0
         self.alarmed = False
 
@@ -49,11 +52,17 @@ class ShiftDetector:
         """The detector's value; the alarm is at `arl`."""
         return math.fsum(self._sums) / len(BETS)
 
+    @property
+    def run(self) -> tuple[int, float | None]:
+        """How many of the newest values look like a change, none if the last one does not, and their mean. To tell, not to decide."""
+        _, values, total = self._run
+        return int(values), total / values if values else None
+
     def update(self, values: Iterable[float], m0: Iterable[float] | None = None) -> bool:
         """Adds values in the order of the evidence, each with its own `m0` if given, and returns whether there is an alarm; at an alarm the
         detector stops. Raises ValueFault, and then nothing has been added."""
         fresh = list(values)
-        limits = [self._m0] * len(fresh) if m0 is None else list(m0)
+        limits = [self.m0] * len(fresh) if m0 is None else list(m0)
         if bad := [x for x in fresh if not 0 <= x <= 1]:
             raise ValueFault(f"detector: {bad[0]!r} is no value in [0, 1]")
         if len(limits) != len(fresh) or any(not 0 < self._against(limit) <= 1 for limit in limits):
@@ -64,18 +73,22 @@ class ShiftDetector:
             self.count += 1
             gain = self._against(x) / self._against(limit) - 1
             self._sums = [(s + 1) * (1 + bet * gain) for s, bet in zip(self._sums, BETS, strict=True)]
-            self.alarmed = self.level >= self._arl
+            height, number, total = max(1.0, self._run[0]) * (1 + RUN_BET * gain), *self._run[1:]
+            self._run = [height, number + 1, total + x] if height > 1 else [1.0, 0.0, 0.0]
+            self.alarmed = self.level >= self.arl
         return self.alarmed
 
     def to_json(self) -> dict[str, Any]:
-        plan = {"m0": self._m0, "arl": self._arl, "shift": self._shift}
-        return {"version": VERSION, **plan, "sums": self._sums, "count": self.count, "alarmed": self.alarmed}
+        plan = {"m0": self.m0, "arl": self.arl, "shift": self._shift}
+        now = {"sums": self._sums, "run": self._run, "count": self.count, "alarmed": self.alarmed}
+        return {"version": VERSION, **plan, **now}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "ShiftDetector":
         with restoring(data, "detector"):
             detector = cls(data["m0"], data["arl"], data["shift"])
-            detector._sums, detector.count, detector.alarmed = list(data["sums"]), data["count"], data["alarmed"]
+            detector._sums, detector._run = list(data["sums"]), list(data["run"])
+            detector.count, detector.alarmed = data["count"], data["alarmed"]
         return detector
 
 

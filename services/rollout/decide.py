@@ -53,6 +53,8 @@ def decide(service: LLMService, observed: Observed, evidence: EvidenceView, now:
     _judge_engine(d)
     if observed.caution is not None:
         d.condition("Plan", False, observed.caution.reason, observed.caution.message)
+    if observed.drift is not None:
+        d.condition("Drift", False, reasons.STABLE_DRIFTED, observed.drift.message)
     pin(d)
     experiment(d)
     commands.obey(d)

@@ -6,7 +6,7 @@ The order of the evidence is (closing time, unit), up to the store's watermark: 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, Literal, TypeVar
 
@@ -17,7 +17,6 @@ from services.evidence import (
     Guardrail,
     GuardrailPlan,
     SampleRatio,
-    ShiftDetector,
     StateFault,
     UnitValue,
 )
@@ -25,9 +24,10 @@ from services.rollout.balance import HALVES, Balance, measured_alike
 from services.rollout.observed import EvidenceView, Ratio
 from services.rollout.resources import key_of, split_key
 from services.rollout.unit_values import MAY_LACK, pair_values, past_values, spoke, tenant_of, unit_values
+from services.rollout.watch_fold import Watch
 from services.store import ClosedUnit, Judgement, MirroredPair
 
-SCHEMA: Final = 2
+SCHEMA: Final = 3
 Cursor = tuple[float, str]
 New = TypeVar("New")
 _START: Final[Cursor] = (0.0, "")
@@ -56,8 +56,8 @@ class Evidence:
         self.by_step: dict[str, int] = {}
         self.fault: str | None = None
         self.misassigned = False
-        self.detector: ShiftDetector | None = None
-        self.watched_until: float | None = None
+        self.watch: Watch | None = None
+        self.watched_until = 0.0
 
     def fold_units(self, closed: Sequence[ClosedUnit], rollout: str, salt: bytes, weights: Mapping[int, int]) -> None:
         """Adds closed units of the canary. `weights`: route version -> the candidate's buckets, as published."""
@@ -124,11 +124,11 @@ class Evidence:
             new = [_paired(j.unit, float(j.sequence), float(j.sequence), (j.stable, j.candidate)) for j in judgements]
             self._try(guardrail.update_pairs, new)
 
-    def watch(self, buckets: Iterable[float], until: float) -> None:
-        """Adds shares of users with a failed request, one per time bucket that had any, after promotion."""
-        if self.detector is not None:
-            self.detector.update(buckets)
-        self.watched_until = until
+    def count_judging(self, counts: Mapping[str, int]) -> None:
+        """What came of the judge's work beside its scores, so far."""
+        for name in ("unparsable", "inconsistent"):
+            if name in counts:
+                self.counts[name] = counts[name]
 
     def view(self, step: int) -> EvidenceView:
         """What the evidence says now."""
@@ -139,16 +139,14 @@ class Evidence:
         if self.stage == "canary" and self.balance.gateways:
             balance = self.balance
             ratio = Ratio(balance.e_value, balance.threshold, balance.rejected, balance.sentence())
-        alarm = None
-        if self.detector is not None and self.detector.alarmed:
-            alarm = f"failures have risen above their history: the detector reached {self.detector.level:.3g}"
         return EvidenceView(
             readings=tuple(guardrail.reading() for guardrail in self.guardrails.values()),
             ratio=ratio,
             fault=self.fault,
             assignment=self.misassigned,
             counts={**self.counts, **steps},
-            alarm=alarm,
+            alarm=self.watch.alarm(self.watched_until) if self.watch is not None else None,
+            watched=tuple(self.watch.metrics) if self.watch is not None else (),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -166,7 +164,7 @@ class Evidence:
             "byStep": self.by_step,
             "fault": self.fault,
             "misassigned": self.misassigned,
-            "detector": self.detector.to_json() if self.detector else None,
+            "watch": self.watch.to_json() if self.watch else None,
             "watchedUntil": self.watched_until,
         }
 
@@ -184,7 +182,7 @@ class Evidence:
         evidence.judged = data["judged"]
         evidence.counts, evidence.by_step = dict(data["counts"]), dict(data["byStep"])
         evidence.fault, evidence.misassigned = data["fault"], data["misassigned"]
-        evidence.detector = ShiftDetector.from_json(data["detector"]) if data["detector"] else None
+        evidence.watch = Watch.from_json(data["watch"]) if data["watch"] else None
         evidence.watched_until = data["watchedUntil"]
         return evidence
 

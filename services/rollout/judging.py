@@ -21,7 +21,8 @@ from services.store import JudgeMaterial, Judgement, Store, StoreError
 log = logging.getLogger(__name__)
 
 BATCH: Final = 2_000
-"""Pairs read at once. Those that the judge has nothing to say on stay until they are an hour old, so a batch must hold more than these."""
+"""Pairs read at once. Those that the judge has nothing to say on, or that the key does not open, stay until they are an hour old,
+so a batch must hold more than these."""
 AT_ONCE: Final = 8
 """Questions to the judge under way at once."""
 
@@ -42,6 +43,7 @@ class Judging:
         self._cipher = Fernet(content_key)
         self._pause, self._judged = pause, judged
         self._passed: set[str] = set()
+        self._unparsable: list[str] = []
         self.counts: Counter[str] = Counter()
         """judged, without_reference, unparsable, undecipherable: pairs so far; inconsistent: judged ones that turned with the order."""
 
@@ -60,10 +62,12 @@ class Judging:
         if not rows or rows[0].stage != "rehearsal":
             self._passed.clear()
             return
-        material = await asyncio.to_thread(self._store.judge_material, rows[0].id, BATCH)
+        rollout = rows[0].id
+        material = await asyncio.to_thread(self._store.judge_material, rollout, BATCH)
         waiting = [one for one in material if one.pair not in self._passed]
         before = self.counts.copy()
         for start in range(0, len(waiting), AT_ONCE):
+            inconsistent = self.counts["inconsistent"]
             scored = await asyncio.gather(
                 *(self._score(one) for one in waiting[start : start + AT_ONCE]), return_exceptions=True
             )
@@ -71,6 +75,11 @@ class Judging:
             if isinstance(self._judge, PairwiseJudge):
                 while self.counts["inconsistent"] < self._judge.inconsistent:
                     self._count("inconsistent", {})
+            turned, unread = self.counts["inconsistent"] - inconsistent, self._unparsable
+            if turned or unread:
+                found = {"inconsistent": turned, "unparsable": len(unread)}
+                await asyncio.to_thread(self._store.note_judging, rollout, found, unread)
+                self._unparsable = []
             for one in scored:
                 if isinstance(one, BaseException):
                     raise one
@@ -85,7 +94,8 @@ class Judging:
             self._pass(material, "undecipherable")
             return None
         except Unparsable:
-            self._pass(material, "unparsable")
+            self._unparsable.append(material.pair)
+            self._count("unparsable", {})
             return None
         if scores is None:
             self._pass(material, "without_reference")

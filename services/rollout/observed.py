@@ -82,6 +82,15 @@ class Identity:
     salt: str
 
 
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """What a detector saw: a metric that has become worse than its history, in words and in numbers."""
+
+    metric: str
+    message: str
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observed:
     """Everything outside, at one look."""
@@ -110,6 +119,8 @@ class Observed:
     """Different users of the service within a day; None: not measured yet."""
     caution: Caution | None = None
     """Why, with this traffic, the resource asks for too much."""
+    drift: Alarm | None = None
+    """What of stable is no longer as it was."""
     pinned: Mapping[str, VersionInfo | None] = field(default_factory=dict)
     """The versions of `spec.model.pinned` as the registry has them; None: it has no such version. Missing: it could not be asked."""
     tried: tuple[str, ...] = ()
@@ -148,5 +159,7 @@ class EvidenceView:
     """Whether the fault is one of assignment."""
     counts: Mapping[str, int] = field(default_factory=dict)
     """Fields of `status.Counts`."""
-    alarm: str | None = None
-    """Watch: what the detector saw."""
+    alarm: Alarm | None = None
+    """Watch: what a detector saw."""
+    watched: tuple[str, ...] = ()
+    """Watch: the metrics that have a detector."""

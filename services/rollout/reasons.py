@@ -40,7 +40,15 @@ RETRIES_HARMFUL: Final = "RetriesHarmful"
 RATING_HARMFUL: Final = "RatingHarmful"
 INTER_TOKEN_GAP_HARMFUL: Final = "InterTokenGapHarmful"  # noqa: S105  no password
 DURATION_HARMFUL: Final = "DurationHarmful"
+# abort: worse than its history after the promotion
 WATCH_ERRORS: Final = "WatchErrors"
+WATCH_TTFT: Final = "WatchTtft"
+WATCH_INTER_TOKEN_GAP: Final = "WatchInterTokenGap"  # noqa: S105  no password
+WATCH_DURATION: Final = "WatchDuration"
+WATCH_FEEDBACK: Final = "WatchFeedback"
+WATCH_ESCALATIONS: Final = "WatchEscalations"
+WATCH_RETRIES: Final = "WatchRetries"
+WATCH_RATING: Final = "WatchRating"
 # abort: the candidate cannot serve
 ENGINE_FAILED: Final = "EngineFailed"
 ENGINE_START_TIMEOUT: Final = "EngineStartTimeout"
@@ -83,6 +91,7 @@ VERSION_MISSING: Final = "VersionMissing"
 MARGIN_OUT_OF_REACH: Final = "MarginOutOfReach"
 TRAFFIC_TOO_LOW: Final = "TrafficTooLow"
 USERS_UNNAMED: Final = "UsersUnnamed"
+STABLE_DRIFTED: Final = "StableDrifted"
 # Experiments
 EXPERIMENT_STARTED: Final = "ExperimentStarted"
 EXPERIMENT_RUNNING: Final = "ExperimentRunning"
@@ -115,3 +124,15 @@ HARM: Final = {
     "duration": DURATION_HARMFUL,
 }
 """The reason of an abort by a guardrail, by metric."""
+
+WATCH: Final = {
+    "errors": WATCH_ERRORS,
+    "ttft": WATCH_TTFT,
+    "interTokenGap": WATCH_INTER_TOKEN_GAP,
+    "duration": WATCH_DURATION,
+    "feedback": WATCH_FEEDBACK,
+    "escalations": WATCH_ESCALATIONS,
+    "retries": WATCH_RETRIES,
+    "rating": WATCH_RATING,
+}
+"""The reason of a rollback by the watch, by metric."""

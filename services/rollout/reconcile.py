@@ -13,20 +13,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from services.common.routing import Route
-from services.evidence import ShiftDetector, StateFault
+from services.evidence import StateFault
 from services.rollout import removal
 from services.rollout.actions import Emit, KeepExperiment, PublishRoute
 from services.rollout.decide import Decision, decide
+from services.rollout.drift import DriftKeeper
 from services.rollout.errors import RegistryError
 from services.rollout.evidence_fold import Evidence
 from services.rollout.execute import Executor
 from services.rollout.experiment_keeper import ExperimentKeeper
-from services.rollout.observe import Observer, Sight
+from services.rollout.observe import HISTORY_SECONDS, Observer, Sight
 from services.rollout.observed import EvidenceView
 from services.rollout.plans import plans, segments_by_tenant
 from services.rollout.removal import Retirement
 from services.rollout.resources import GuardedStage, LLMService
 from services.rollout.status import Condition, RolloutStatus
+from services.rollout.watch_fold import begin_watch
 from services.store import AuditEntry, RolloutRow, Store, StoreError
 
 log = logging.getLogger(__name__)
@@ -50,7 +52,7 @@ class Reconciler:
     def __init__(self, service: LLMService, store: Store, observer: Observer, executor: Executor) -> None:
         self.service = service
         self._store, self._observer, self._executor = store, observer, executor
-        self._experiments = ExperimentKeeper(store)
+        self._experiments, self._drift = ExperimentKeeper(store), DriftKeeper(store)
         self.conditions: tuple[Condition, ...] = ()
         self.last: Look | None = None
         self._retiring_since: float | None = None
@@ -68,7 +70,7 @@ class Reconciler:
         try:
             tried = await self._experiments.versions(self.service)
             sight = await self._observer.look(self.service, self.conditions, self._executor.refused, tried)
-            sight = await self._experiments.look(self.service, sight)
+            sight = await self._drift.look(self.service, await self._experiments.look(self.service, sight))
             rules = sight.observed.rules or self.service
             evidence = await self._folded(sight, rules)
             step = sight.observed.rollout.step if sight.observed.rollout else 0
@@ -177,6 +179,8 @@ class Reconciler:
             evidence.fold_pairs(pairs, settle)
         while judgements := self._store.judgements(rollout.id, evidence.judged):
             evidence.fold_judgements(judgements)
+        if rules.judged:
+            evidence.count_judging(self._store.judge_counts(rollout.id))
 
     def _fold_canary(self, evidence: Evidence, rollout: RolloutStatus, until: float) -> None:
         if (faults := self._store.assignment_faults(rollout.id)) and evidence.fault is None:
@@ -191,26 +195,21 @@ class Reconciler:
             evidence.fold_units(closed, rollout.id, salt, weights)
 
     def _fold_watch(self, evidence: Evidence, rollout: RolloutStatus, rules: LLMService, until: float) -> None:
-        """Shares of users with a failed request per time bucket against what stable had during the comparison, plus the margin."""
-        promoted = rollout.decided_at or rollout.started_at
-        size = max(rules.spec.rollout.look, 1.0)
-        if evidence.detector is None:
-            before = self._store.traffic(rollout.service, rollout.started_at, promoted, size)
-            mine = [bucket for bucket in before if bucket["revision"] == rollout.champion_revision]
-            users = sum(bucket["units"] for bucket in mine)
-            rate = sum(bucket["units_failed"] for bucket in mine) / users if users else 0.0
-            margin = next((g.margin for g in rules.spec.rollout.guardrails if g.metric == "errors"), 0.01)
-            # At most alpha false alarms in the whole window: an average run of (buckets / alpha) values.
-            buckets = max(2.0, rules.spec.rollout.rollback_window / size)
-            evidence.detector = ShiftDetector(min(1.0, rate + margin), buckets / rules.spec.rollout.alpha)
-        started = evidence.watched_until or (promoted // size + 1) * size
-        end = until // size * size
-        if end > started:
-            traffic = self._store.traffic(rollout.service, started, end, size)
-            shares = [
-                b["units_failed"] / b["units"] for b in traffic if b["revision"] == rollout.revision and b["units"]
-            ]
-            evidence.watch(shares, end)
+        """Users of the promoted revision against its predecessor's of the last days, frozen at the promotion."""
+        promoted, salt = rollout.decided_at or rollout.started_at, bytes.fromhex(rollout.salt)
+        horizon, settle = rules.spec.rollout.horizon, rules.spec.rollout.settle
+        if evidence.watch is None:
+            since = promoted - HISTORY_SECONDS
+            history = self._store.visits_before(
+                rollout.service, rollout.champion_revision, since, promoted, horizon, settle
+            )
+            evidence.watch = begin_watch(rules, history, salt, promoted)
+        watch, evidence.watched_until = evidence.watch, until
+        theirs = rollout.service, rollout.revision, promoted
+        while visits := self._store.first_visits(*theirs, watch.prompt, until, 0.0, 0.0):
+            watch.fold_prompt(visits, salt)
+        while visits := self._store.first_visits(*theirs, watch.said, until, horizon, settle):
+            watch.fold_said(visits, salt)
 
     def _commit(self, sight: Sight, decision: Decision, evidence: Evidence | None, view: EvidenceView) -> None:
         audit = [self._entry(sight.now, decision, action) for action in decision.actions if isinstance(action, Emit)]

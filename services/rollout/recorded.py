@@ -31,6 +31,7 @@ Place = tuple[str, int]
 REHEARSAL: Final[Place] = ("rehearsal", 0)
 FINISHED: Final[Place] = ("finished", 0)
 _PASSED: Final = frozenset({reasons.GATE_PASSED, reasons.GATE_SKIPPED})
+_WATCHED: Final = frozenset(reasons.WATCH.values())
 _EVERY: Final = 1_000_000
 
 
@@ -91,6 +92,9 @@ def course_of(store: Store, row: RolloutRow) -> Course | None:
     folded = {
         r["at"]: Moment(r["at"], r.get("until", r["at"]), r.get("judged", _EVERY)) for r in store.readings(row.id)
     }
+    for entry in audit:
+        if entry.reason in _WATCHED:
+            folded[entry.at] = Moment(entry.at, entry.evidence.get("until", entry.at), _EVERY)
     ended = row.finished_at or max([began, *folded, *(entry.at for entry in audit)])
     last, looks = Moment(began, began, 0), []
     for at in sorted({*folded, *(entry.at for entry in audit), began}):
@@ -195,6 +199,9 @@ class RecordedStore(Store):
     ) -> None:
         """A replay begins and ends none."""
 
+    def keep_state(self, name: str, at: float, document: Mapping[str, Any]) -> None:
+        """A replay looks at a rollout, not at what serves today."""
+
     def publish_route(self, route: Route) -> Route:
         self.route_now = msgspec.structs.replace(route, version=self.route_now.version + 1)
         return self.route_now
@@ -221,6 +228,20 @@ class RecordedStore(Store):
         return [
             replace(unit, exposure=msgspec.structs.replace(unit.exposure, step=self._step_of(unit))) for unit in found
         ]
+
+    def first_visits(
+        self,
+        service: str,
+        revision: str,
+        since: float,
+        after: tuple[float, str],
+        until: float,
+        horizon: float,
+        settle: float,
+        limit: int = 20_000,
+        as_of: float | None = None,
+    ) -> list[ClosedUnit]:
+        return super().first_visits(service, revision, since, after, until, horizon, settle, limit, self.now_at.at)
 
     def mirrored_pairs(
         self,

@@ -58,6 +58,12 @@ class Counts(Document):
     step_candidate: int = 0
     pairs: int = Field(default=0, description="Mirrored pairs.")
     judgements: int = 0
+    unparsable: int = Field(
+        default=0, description="Pairs on which the judge's answer could not be read; they are left out."
+    )
+    inconsistent: int = Field(
+        default=0, description="Judgements that turned with the order of the answers; they are ties."
+    )
     feedback_control: int = Field(default=0, description="Users who said anything, good or bad: the response rate.")
     feedback_candidate: int = 0
     late: int = Field(default=0, description="Rows that came after their unit had closed; they change nothing.")

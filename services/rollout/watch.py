@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import msgspec
 
 from services.common.routing import Target
@@ -14,7 +17,8 @@ def watch(d: Deliberation) -> None:
     """Rolls back on an alarm; ends when the window is over or a person starts something new."""
     rollout = d.rollout
     if d.evidence.alarm is not None:
-        roll_back(d, reasons.WATCH_ERRORS, d.evidence.alarm)
+        alarm = d.evidence.alarm
+        roll_back(d, reasons.WATCH[alarm.metric], alarm.message, metric=alarm.metric, evidence=alarm.evidence)
         return
     if rollout.stage_started_at is None:
         if not d.observed.acknowledged and d.observed.gateways > 0:
@@ -32,10 +36,19 @@ def watch(d: Deliberation) -> None:
             "the rollback window is over" if elapsed >= window else "a new challenger ends the watch",
         )
         return
-    d.wait(reasons.AWAITING_EVIDENCE, f"old revision warm for {window - elapsed:.0f} s more")
+    watched = f"; watched: {', '.join(d.evidence.watched)}" if d.evidence.watched else ""
+    d.wait(reasons.AWAITING_EVIDENCE, f"old revision warm for {window - elapsed:.0f} s more{watched}")
 
 
-def roll_back(d: Deliberation, reason: str, message: str, *, actor: str = "controller") -> None:
+def roll_back(
+    d: Deliberation,
+    reason: str,
+    message: str,
+    *,
+    metric: str | None = None,
+    evidence: Mapping[str, Any] | None = None,
+    actor: str = "controller",
+) -> None:
     """The old target serves again at once, and the registry is told."""
     rollout = d.rollout
     if rollout.previous is None:
@@ -45,13 +58,14 @@ def roll_back(d: Deliberation, reason: str, message: str, *, actor: str = "contr
         verdict="abort",
         reason=reason,
         message=message,
+        metric=metric,
         decided_in="watch",
         decided_at=d.now,
         finished_at=d.now,
         stage="finished",
         debt=_debt(rollout),
     )
-    d.emit("abort", reason, message, d.readings(), actor)
+    d.emit("abort", reason, message, evidence or {}, actor)
 
 
 def _debt(rollout: RolloutStatus) -> Debt:

@@ -7,7 +7,7 @@ closing.py        units and pairs that closed  rollouts.py      rollouts, eviden
 history.py        baseline, series             housekeeping.py  erasure, retention
 experiments.py    A/B experiments               past.py          users before their exposure
 standing.py       where a service stands: all of it that a look begins with
-usage.py          users in time, for plans
+usage.py          users in time, for plans    visits.py        users where there are no arms
 schema.py         tables                       migration.py, migrations/
 database.py       transactions, dialects       errors.py        what it raises
 records.py, rows.py   what goes in and comes out
@@ -22,6 +22,7 @@ from services.store.rows import (
     Command,
     ExperimentRow,
     GatewayLease,
+    History,
     JudgeMaterial,
     Judgement,
     MirroredPair,
@@ -40,6 +41,7 @@ __all__ = [
     "Feedback",
     "FeedbackKind",
     "GatewayLease",
+    "History",
     "JudgeMaterial",
     "Judgement",
     "MirroredPair",

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from sqlalchemy import bindparam, delete, select
 
 from services.store.database import Database
 from services.store.rows import JudgeMaterial, Judgement
-from services.store.schema import judge_material
+from services.store.schema import evidence, judge_material
 from services.store.schema import judgements as scores
 
 MATERIAL_SECONDS: Final = 3600.0
@@ -53,6 +53,26 @@ class Judging:
             connection.execute(self._database.insert(scores).on_conflict_do_nothing(), rows)
             connection.execute(delete(judge_material).where(judge_material.c.pair == bindparam("judged")), pairs)
 
+    def note_judging(self, rollout: str, counts: Mapping[str, int], given_up: Sequence[str]) -> None:
+        """Add to what is counted of a rollout's judging, and delete the material of pairs on which the judge was asked in vain."""
+        with self._database.write() as connection:
+            self._database.serialise(connection, "judgements")
+            now, name = self._database.now(connection), _counts_of(rollout)
+            before = connection.scalar(select(evidence.c.document).where(evidence.c.rollout == name)) or {}
+            after = {key: before.get(key, 0) + counts.get(key, 0) for key in {**before, **counts}}
+            values = {"rollout": name, "at": now, "document": after}
+            upsert = self._database.insert(evidence).values(values)
+            connection.execute(upsert.on_conflict_do_update(index_elements=[evidence.c.rollout], set_=values))
+            if given_up:
+                gone = delete(judge_material).where(judge_material.c.pair == bindparam("given_up"))
+                connection.execute(gone, [{"given_up": pair} for pair in given_up])
+
+    def judge_counts(self, rollout: str) -> Mapping[str, int]:
+        """What `note_judging` has counted of a rollout."""
+        with self._database.read() as connection:
+            query = select(evidence.c.document).where(evidence.c.rollout == _counts_of(rollout))
+            return connection.scalar(query) or {}
+
     def judgements(self, rollout: str, after: int, limit: int = 20_000) -> list[Judgement]:
         """Scores with a sequence above `after`, in that order."""
         query = (
@@ -63,3 +83,8 @@ class Judging:
         )
         with self._database.read() as connection:
             return [Judgement(**row._mapping) for row in connection.execute(query)]
+
+
+def _counts_of(rollout: str) -> str:
+    """Beside the rollout's evidence."""
+    return f"judge:{rollout}"

@@ -80,6 +80,11 @@ class Rollouts:
             )
         return found
 
+    def keep_state(self, name: str, at: float, document: Mapping[str, Any]) -> None:
+        """Store the state of evidence that belongs to no rollout; `evidence` gives it back. Repeating it changes nothing."""
+        with self._database.write() as connection:
+            self._put_evidence(connection, name, at, document)
+
     def readings(self, rollout: str) -> list[Mapping[str, Any]]:
         """What each look read of each metric, oldest first: {at, stage, step, metric, until and judged (the watermark and
         the judgement that were folded up to), and the reading's own fields}.

@@ -67,6 +67,15 @@ class ClosedUnit:
 
 
 @dataclass(frozen=True, slots=True)
+class History:
+    """Visits of a revision's users while it was stable."""
+
+    visits: tuple[ClosedUnit, ...]
+    share: Mapping[int, float]
+    """Hour (since the epoch) -> how much of it was read; hours without a request are not there."""
+
+
+@dataclass(frozen=True, slots=True)
 class MirroredPair:
     """One request answered by both revisions in rehearsal; a side is None where its row never came."""
 

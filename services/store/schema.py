@@ -17,6 +17,7 @@ from sqlalchemy import (
     ColumnElement,
     Dialect,
     Double,
+    FromClause,
     Index,
     Integer,
     LargeBinary,
@@ -313,6 +314,6 @@ commands = Table(
 Index("commands_service", *(commands.c[c] for c in ("service", "handled_at", "at")))
 
 
-def stored(table: Table, as_of: float | None) -> list[ColumnElement[bool]]:
+def stored(table: FromClause, as_of: float | None) -> list[ColumnElement[bool]]:
     """Which rows count for a replay. No condition where all do: what every look asks must stay what the indexes were made for."""
     return [] if as_of is None else [table.c.stored_at <= as_of]

@@ -19,10 +19,22 @@ from services.store.routing import Routing
 from services.store.standing import Standings
 from services.store.streams import Streams
 from services.store.usage import Usage
+from services.store.visits import Visits
 
 
 class Store(
-    Recording, Streams, Routing, Closing, Judging, Rollouts, Experiments, Standings, History, Usage, Housekeeping
+    Recording,
+    Streams,
+    Routing,
+    Closing,
+    Visits,
+    Judging,
+    Rollouts,
+    Experiments,
+    Standings,
+    History,
+    Usage,
+    Housekeeping,
 ):
     """One database. Thread-safe; several processes may have it open.
 

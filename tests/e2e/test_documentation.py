@@ -196,7 +196,7 @@ def test_a_user_is_erased(reader: Reader) -> None:
 
 def test_an_uninstallation_that_does_not_end(reader: Reader, installed: Platform) -> None:
     namespace, controller = installed.namespace, f"deployment/{RELEASE}-controller"
-    installed.upgrade("uninstall.timeoutSeconds=10")
+    installed.upgrade("uninstall.timeoutSeconds=60")
     namespace.kubectl("scale", controller, "--replicas=0")
     until("no controller is left", lambda: not namespace.pods("controller"), 60)
     with pytest.raises(CommandFailed, match="understudy-uninstall"):

@@ -28,6 +28,7 @@ from services.rollout.actions import (
 from services.rollout.decide import Decision, decide
 from services.rollout.experiment import versions
 from services.rollout.observed import (
+    Alarm,
     Aliases,
     Evaluation,
     Evaluations,
@@ -117,6 +118,7 @@ class World:
         self.experiments: dict[str, ExperimentRow] = {}
         self.first_tokens: FirstTokens | None = None
         self.caution: Caution | None = None
+        self.drift: Alarm | None = None
         self.users_per_day: float | None = None
         self._status = ServiceStatus()
         self._seen: Aliases | None = None
@@ -155,6 +157,7 @@ class World:
             quiet=self.quiet,
             first_tokens=self.first_tokens,
             caution=self.caution,
+            drift=self.drift,
             users_per_day=self.users_per_day,
             pinned={
                 v: self.versions.get(v) for v in (*self.service.spec.model.pinned, *tried) if not self.registry_away

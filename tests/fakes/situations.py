@@ -8,7 +8,7 @@ from typing import Any
 
 from services.evidence import Reading
 from services.rollout import removal
-from services.rollout.observed import Evaluation, Evaluations, EvidenceView, Refusal
+from services.rollout.observed import Alarm, Evaluation, Evaluations, EvidenceView, Refusal
 from services.rollout.planning import Caution
 from services.rollout.platforms.base import RevisionState
 from services.rollout.resources import LLMService
@@ -26,6 +26,10 @@ def shows(**view: Any) -> Happens:
         world.evidence = EvidenceView(**view)
 
     return happens
+
+
+def alarm(metric: str) -> Happens:
+    return shows(alarm=Alarm(metric, f"{metric} has become worse"))
 
 
 def harm(metric: str) -> Happens:
@@ -186,6 +190,10 @@ def unpinned(world: World) -> None:
 
 def warned(reason: str) -> Happens:
     return lambda world: setattr(world, "caution", Caution(reason, "ask for less"))
+
+
+def drifted(world: World) -> None:
+    world.drift = Alarm("errors", "errors: 9.1% of 87 users since yesterday")
 
 
 def falls_asleep(world: World) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from services.rollout import reasons
-from services.rollout.observed import EvidenceView, Refusal
+from services.rollout.observed import Alarm, EvidenceView, Refusal
 from services.rollout.platforms.base import RevisionState
 from services.rollout.resources import LLMService
 from tests.fakes.rollout_world import World, service
@@ -72,7 +72,7 @@ def test_a_worse_one_is_rolled_back_within_the_window(world: World) -> None:
     world.reach("watch")
     assert world.route is not None
     adapter = world.route.stable.model
-    world.evidence = EvidenceView(alarm="errors rise")
+    world.evidence = EvidenceView(alarm=Alarm("errors", "errors rise"))
     world.look(times=3)
     assert world.route.stable.version == "1"
     assert world.route.stable.engine is None

@@ -6,7 +6,7 @@ import pytest
 
 from services.rollout import reasons
 from services.rollout.decide import decide
-from services.rollout.observed import Evaluation, EvidenceView, Refusal
+from services.rollout.observed import Alarm, Evaluation, EvidenceView, Refusal
 from services.rollout.platforms.base import RevisionState
 from tests.fakes.rollout_world import RIGHT, SHOWN, World, reading, service
 from tests.fakes.situations import (
@@ -211,7 +211,7 @@ def test_rolling_back_in_the_watch_restores_champion_and_route() -> None:
     world = World()
     world.reach("watch")
     world.look(times=2)
-    world.evidence = EvidenceView(alarm="failures have risen")
+    world.evidence = EvidenceView(alarm=Alarm("errors", "failures have risen"))
     world.look(times=4)
     assert world.route is not None
     assert world.route.stable.version == "1"

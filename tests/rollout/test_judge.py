@@ -144,3 +144,27 @@ async def test_material_is_scored_once_and_then_gone(store: Store) -> None:
     assert (judgement.pair, judgement.candidate, judgement.stable) == ("a", 1.0, 0.0)
     assert "a" not in {one.pair for one in store.judge_material("r1", 10)}
     store.close()
+
+
+class Fickle:
+    """Prefers what comes first, and says so unreadably where the prompt asks for it."""
+
+    async def ask(self, system: str, user: str) -> str:
+        return "A, I guess" if "mumble" in user else "The first one.\nBETTER: A"
+
+
+async def test_what_the_judge_could_not_say_is_counted_in_the_store(store: Store) -> None:
+    now = store.now()
+    store.commit_look(row("r1", "2", started_at=now, stage="rehearsal"), evidence=None, at=now)
+    both = {"candidate": "paris", "stable": "rome"}
+    material = [
+        _material(name, both | {"prompt": prompt}) for name, prompt in {"a": "ask", "b": "ask", "c": "mumble"}.items()
+    ]
+    store.put_judge_material([JudgeMaterial(m.pair, m.rollout, m.unit, m.ciphertext, now) for m in material])
+    for _ in range(2):  # the second as after a restart
+        judge = PairwiseJudge(Fickle())  # type: ignore[arg-type]
+        await Judging("assistant", store, judge, KEY, 1.0, lambda *_: None).judge_waiting()
+    assert store.judge_counts("r1") == {"inconsistent": 2, "unparsable": 1}
+    assert [(one.pair, one.candidate) for one in store.judgements("r1", 0)] == [("a", 0.5), ("b", 0.5)]
+    assert store.judge_material("r1", 10) == []
+    store.close()

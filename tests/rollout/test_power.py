@@ -124,7 +124,7 @@ def test_what_no_number_of_users_shows() -> None:
 
 
 def test_partners_are_found_where_users_come_often_enough() -> None:
-    shares = [pair_share(plan(), per_second) for per_second in (0.0, 0.001, 0.03, 3.0)]
+    shares = [pair_share(plan(), per_second) for per_second in (0.0, 0.00001, 0.0005, 3.0)]
     assert shares == sorted(shares)
     assert shares[0] == 0
     assert shares[1] < 0.1

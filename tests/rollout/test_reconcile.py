@@ -211,9 +211,26 @@ async def test_failures_after_promotion_roll_back(stage: Callable[..., Stage[Tra
         if rollout is not None and not rollout.active:
             break
     assert rollout is not None
-    assert rollout.reason == reasons.WATCH_ERRORS
+    assert (rollout.reason, rollout.metric) == (reasons.WATCH_ERRORS, "errors")
+    assert "users since" in rollout.message
     await world.look()
     assert world.registry.aliases["champion"] == "1"
+
+
+async def test_a_watch_is_the_same_however_often_the_controller_restarts(stage: Callable[..., Stage[Traffic]]) -> None:
+    worse: dict[str, Behaviour] = {"1": GOOD, "2": GOOD}
+    world = stage(
+        lambda version: worse[version], resource=service(guardrails=GUARDRAILS, alpha=0.1, rollbackWindow="200s")
+    )
+    await world.play(lambda rollout: rollout.stage == "watch" and rollout.stage_started_at is not None)
+    worse["2"] = Behaviour(ttft=0.4)
+    for _ in range(40):
+        world.restart()
+        rollout = await world.look(users=20)
+        if rollout is not None and not rollout.active:
+            break
+    assert rollout is not None
+    assert rollout.reason == reasons.WATCH_TTFT, rollout.message
 
 
 async def test_an_engine_that_nobody_asks_for_may_end(stage: Callable[..., Stage[Traffic]]) -> None:

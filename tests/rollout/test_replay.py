@@ -102,6 +102,23 @@ async def test_users_known_before_are_known_again(make: Make) -> None:
     assert (found.replayed, found.limits) == (found.recorded, ())
 
 
+async def test_a_rollback_in_the_watch_comes_out_as_it_did(url: str) -> None:
+    versions: dict[str, Behaviour] = {"1": Behaviour(), "2": Behaviour()}
+    resource = rules(rollbackWindow="200s")
+    world = Stage(url, resource, lambda store, clock: Traffic(store, clock, resource, versions.__getitem__))
+    await world.play(lambda rollout: rollout.stage == "watch" and rollout.stage_started_at is not None)
+    versions["2"] = Behaviour(displeased=0.9)
+    for _ in range(120):
+        rollout = await world.look(users=20)
+        if rollout is not None and not rollout.active:
+            break
+    assert rollout is not None
+    assert rollout.reason == reasons.WATCH_FEEDBACK, rollout.message
+    found = await again(world)
+    assert (found.replayed, found.limits) == (found.recorded, ())
+    world.store.close()
+
+
 async def test_a_replay_writes_nothing(make: Make) -> None:
     world = make(Behaviour(displeased=0.7))
     await world.play(over)

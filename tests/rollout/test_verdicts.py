@@ -14,6 +14,7 @@ import pytest
 
 from services.rollout import reasons
 from services.rollout.observed import Ratio
+from services.rollout.watch_fold import PROMPT, SAID
 from tests.fakes.rollout_world import World, service
 from tests.fakes.situations import (
     AMBITIOUS,
@@ -23,11 +24,13 @@ from tests.fakes.situations import (
     WIDE,
     WRONG,
     Happens,
+    alarm,
     alias,
     anew,
     away,
     begins,
     deleted,
+    drifted,
     edited,
     engine,
     evaluated,
@@ -224,9 +227,16 @@ CASES = [
     ),
     case(COMPARED, "`promote` by a person, engine ready", "advance", reasons.PROMOTED_BY_COMMAND, order("promote")),
     case(
-        "watch", "failures above their history: the old revision serves at once", "abort", reasons.WATCH_ERRORS,
-        shows(alarm="failures have risen"),
+        "watch", "more users with failed requests than its predecessor had: the old revision serves at once", "abort",
+        reasons.WATCH_ERRORS, alarm("errors"),
     ),
+    case("watch", "the same of first tokens that come later", "abort", reasons.WATCH_TTFT, alarm("ttft")),
+    case("watch", "the same of gaps between tokens", "abort", reasons.WATCH_INTER_TOKEN_GAP, alarm("interTokenGap")),
+    case("watch", "the same of answers that take longer", "abort", reasons.WATCH_DURATION, alarm("duration")),
+    case("watch", "the same of users with a bad mark", "abort", reasons.WATCH_FEEDBACK, alarm("feedback")),
+    case("watch", "the same of users who ask for a person", "abort", reasons.WATCH_ESCALATIONS, alarm("escalations")),
+    case("watch", "the same of users who ask again", "abort", reasons.WATCH_RETRIES, alarm("retries")),
+    case("watch", "the same of ratings that fall", "abort", reasons.WATCH_RATING, alarm("rating")),
     case(
         "watch", "`rollbackWindow` is over, or a new challenger comes", "advance", reasons.WATCH_ENDED, passes_by
     ),
@@ -257,6 +267,10 @@ CASES = [
     case(
         "service", "one user makes most of the requests: clients name no users", "none", reasons.USERS_UNNAMED,
         warned(reasons.USERS_UNNAMED),
+    ),
+    case(
+        "service", "stable's users fare worse than a week before; the message says in what, how much and since when", "none",
+        reasons.STABLE_DRIFTED, drifted,
     ),
     case("service", "a version is pinned, and serves keys with the scope `pin`", "none", reasons.VERSION_PINNED, pinned("3")),
     case("service", "a person took a pin away", "none", reasons.VERSION_UNPINNED, unpinned),
@@ -309,6 +323,9 @@ def test_every_metric_has_its_reason() -> None:
     assert set(reasons.HARM.values()) == {one.row.reason for one in CASES if "Harmful" in one.row.reason} - {
         "GateHarmful"
     }
+    watched = {one.row.reason for one in CASES if one.row.reason.startswith("Watch")} - {"WatchEnded"}
+    assert set(reasons.WATCH.values()) == watched
+    assert set(reasons.WATCH) == {*PROMPT, *SAID} == set(reasons.HARM) - {"judge", "tokensPerSecond"}
 
 
 @pytest.mark.parametrize(("row", "file"), ELSEWHERE.items(), ids=lambda value: getattr(value, "reason", None))

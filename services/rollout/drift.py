@@ -1,0 +1,139 @@
+"""Whether a service's stable does as it did: e-detectors against a week of its own, between rollouts. Called by `reconcile` with each look,
+asks the store once an hour; only tells, as the condition `Drift`.
+
+The history is frozen once stable has served for a day, and anew when another revision serves, or a week after an alarm: by then it is how
+things are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import zlib
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from services.evidence import EvidenceError
+from services.rollout.observe import HISTORY_SECONDS, Sight
+from services.rollout.resources import LLMService
+from services.rollout.watch_fold import HOUR_SECONDS, Watch, begin_drift
+from services.store import Store
+from services.store.visits import LONGEST
+
+log = logging.getLogger(__name__)
+
+SCHEMA: Final = 1
+LEAST_SECONDS: Final = 86_400.0
+"""Nights differ from days."""
+_SALT: Final = b"drift"
+
+
+@dataclass(slots=True)
+class _State:
+    """Detectors of one revision; `done`: up to where visits were folded; `alarmed_at`: when the first detector alarmed."""
+
+    revision: str
+    watch: Watch
+    done: float
+    alarmed_at: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "schema": SCHEMA,
+            "revision": self.revision,
+            "watch": self.watch.to_json(),
+            "done": self.done,
+            "alarmedAt": self.alarmed_at,
+        }
+
+
+class DriftKeeper:
+    """The detectors of one service, kept in the store so that a restarted controller goes on with them."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._state: _State | None = None
+        self._due: float | None = None
+
+    async def look(self, service: LLMService, sight: Sight) -> Sight:
+        """The look with what has drifted. Raises StoreError."""
+        observed = sight.observed
+        if self._due is None:  # a thousand services take their turns
+            self._due = sight.now + zlib.crc32(service.name.encode()) % HOUR_SECONDS
+        if observed.route is None or (observed.rollout is not None and observed.rollout.active):
+            return sight  # while versions are compared, stable is its own measure
+        if sight.now >= self._due:
+            self._due = sight.now + HOUR_SECONDS
+            await asyncio.to_thread(self._run, service, observed.route.stable.revision, sight)
+        if self._state is None or self._state.revision != observed.route.stable.revision:
+            return sight
+        alarm = self._state.watch.alarm(self._state.done)
+        return sight if alarm is None else replace(sight, observed=replace(observed, drift=alarm))
+
+    def _run(self, service: LLMService, revision: str, sight: Sight) -> None:
+        state = self._state or self._stored(service.name)
+        rules = service.spec.rollout
+        # Whole hours, whose visits have all closed.
+        until = (sight.watermark - rules.horizon - rules.settle) // HOUR_SECONDS * HOUR_SECONDS
+        if state is not None and state.revision == revision and not _outdated(state, sight.now):
+            if until <= state.done:
+                return
+            since = state.done - LONGEST
+            found = self._store.visits_before(
+                service.name, revision, since, sight.watermark, rules.horizon, rules.settle
+            )
+            visits = sorted(
+                (visit for visit in found.visits if state.done <= visit.exposure.first_at < until),
+                key=lambda visit: (visit.exposure.closes_at, visit.exposure.unit),
+            )
+            state.watch.fold_prompt(visits, _SALT)
+            state.watch.fold_said(visits, _SALT)
+            state.done = until
+            if state.alarmed_at is None and state.watch.alarm(until) is not None:
+                state.alarmed_at = sight.now
+        else:
+            state = self._frozen(service, revision, sight, until)
+        self._state = state
+        if state is not None:
+            self._store.keep_state(_key(service.name), sight.now, state.to_json())
+
+    def _frozen(self, service: LLMService, revision: str, sight: Sight, until: float) -> _State | None:
+        rules = service.spec.rollout
+        since = max(self._served_since(service.name, revision), until - HISTORY_SECONDS)
+        if until - since < LEAST_SECONDS:
+            return None
+        found = self._store.visits_before(service.name, revision, since, sight.watermark, rules.horizon, rules.settle)
+        history = [visit for visit in found.visits if visit.exposure.first_at < until]
+        first = min((visit.exposure.first_at for visit in history), default=until)
+        if until - first < LEAST_SECONDS / 2:  # hardly anybody came
+            return None
+        return _State(revision, begin_drift(service, history, _SALT, until - first), until)
+
+    def _served_since(self, service: str, revision: str) -> float:
+        """Since when routes have had the revision as stable; infinite where none has."""
+        since = math.inf
+        for at, route in reversed(self._store.route_history(service)):
+            if route.stable.revision != revision:
+                break
+            since = at
+        return since
+
+    def _stored(self, service: str) -> _State | None:
+        saved = self._store.evidence(_key(service))
+        try:
+            if saved is None or saved["schema"] != SCHEMA:
+                return None
+            return _State(saved["revision"], Watch.from_json(saved["watch"]), saved["done"], saved["alarmedAt"])
+        except (EvidenceError, KeyError) as fault:  # another program's: a new week begins
+            log.warning("%s: the detectors of its drift begin anew: %s", service, fault)
+            return None
+
+
+def _outdated(state: _State, now: float) -> bool:
+    return state.alarmed_at is not None and now - state.alarmed_at > HISTORY_SECONDS
+
+
+def _key(service: str) -> str:
+    """Beside the evidence of rollouts, whose names are drawn and hold no colon first."""
+    return f"drift:{service}"

@@ -1,0 +1,282 @@
+"""The evidence of a watch: users of the promoted revision against what its predecessor's had met. Called by `reconcile`; `watch` decides.
+
+There is no control arm any more, so each metric has an e-detector against frozen history: values of users, each once, with the
+bound of their own hour of the week. All detectors of a watch share one average run length, so that a good version is rolled back
+with a probability of at most `alpha` in the whole window. The same detectors look after a stable that nobody rolls out over: see `drift`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from statistics import fmean
+from typing import Any, Final
+
+from services.evidence import Hour, ShiftDetector, fleet_arl, history_bounds, is_late, quantile_ranks
+from services.evidence.detectors import Shift
+from services.rollout.observed import Alarm
+from services.rollout.resources import METRICS, Guardrail, LLMService
+from services.rollout.unit_values import unit_values
+from services.store import ClosedUnit, History
+
+PROMPT: Final = ("errors", "ttft", "interTokenGap", "duration")
+"""Metrics of the first request that ended, known at once."""
+SAID: Final = ("feedback", "escalations", "retries", "rating")
+"""Metrics that users need the horizon for."""
+ERRORS_MARGIN: Final = 0.01
+"""Failures are watched whether or not the resource guards them."""
+DRIFT_WEEKS: Final = 52.0
+"""A service's stable alarms for nothing once in so many weeks at most, on average; a fleet of s services s times as often."""
+HOUR_SECONDS: Final = 3_600.0
+_MONDAY: Final = 4 * 24  # hours from the epoch, a Thursday, to the first Monday
+Cursor = tuple[float, str]
+_START: Final[Cursor] = (0.0, "")
+
+
+@dataclass(slots=True)
+class Watched:
+    """One metric. `bounds`: m₀ by hour of the week, where the window has it; `late`: the value beyond which a user counts as late;
+    `before`: the mean in the history; `since`: when the newest run of bad values began."""
+
+    metric: str
+    detector: ShiftDetector
+    bounds: dict[int, float]
+    late: float | None
+    before: float
+    since: float | None = None
+    excluded: int = 0
+    """Values that cannot be."""
+
+    def add(self, measured: float, at: float) -> None:
+        """One user's measurement, of a visit that began at `at`."""
+        value, m0 = _coin(self.metric, measured, self.late), self.bounds.get(hour_of_week(at))
+        if value is None:
+            self.excluded += 1
+        elif not self.detector.alarmed:
+            self.detector.update([value], None if m0 is None else [m0])
+            run, _ = self.detector.run
+            self.since = None if not run else at if run == 1 else self.since
+
+
+class Watch:
+    """All metrics of one watch. The alarm depends on the users and their order alone, not on how looks or restarts cut them."""
+
+    def __init__(self, watched: Sequence[Watched], arl: float | None) -> None:
+        self.watched = list(watched)
+        self.arl = arl
+        """Watches until the first false alarm of any metric, on average, or more; None: nothing is watched."""
+        self.prompt: Cursor = _START
+        self.said: Cursor = _START
+
+    @property
+    def metrics(self) -> list[str]:
+        """What is watched."""
+        return [one.metric for one in self.watched]
+
+    def fold_prompt(self, visits: Sequence[ClosedUnit], salt: bytes) -> None:
+        """Adds first requests that ended since the last look; of longer visits the first request alone."""
+        self.prompt = self._fold(PROMPT, visits, salt, self.prompt)
+
+    def fold_said(self, visits: Sequence[ClosedUnit], salt: bytes) -> None:
+        """Adds visits whose horizon ended since the last look."""
+        self.said = self._fold(SAID, visits, salt, self.said)
+
+    def _fold(self, metrics: Sequence[str], visits: Sequence[ClosedUnit], salt: bytes, cursor: Cursor) -> Cursor:
+        mine = [one for one in self.watched if one.metric in metrics]
+        for visit in visits:
+            at, values = visit.exposure.first_at, unit_values(visit if metrics is SAID else _first(visit), salt)
+            for one in mine:
+                if one.metric in values:
+                    one.add(values[one.metric], at)
+        return (visits[-1].exposure.closes_at, visits[-1].exposure.unit) if visits else cursor
+
+    def alarm(self, until: float) -> Alarm | None:
+        """What has risen, by how much and since when; `until`: the watermark that was folded up to."""
+        one = next((one for one in self.watched if one.detector.alarmed), None)
+        if one is None:
+            return None
+        run, mean = one.detector.run
+        told = {"metric": one.metric, "users": one.detector.count, "since": one.since, "run": run, "mean": mean}
+        level = {"before": one.before, "level": one.detector.level, "threshold": one.detector.arl, "until": until}
+        return Alarm(one.metric, _told(one), {**told, **level})
+
+    def to_json(self) -> dict[str, Any]:
+        """The whole state; `from_json` goes on from it exactly."""
+        watched = [
+            {
+                "metric": one.metric,
+                "detector": one.detector.to_json(),
+                "bounds": {str(hour): bound for hour, bound in one.bounds.items()},
+                "late": one.late,
+                "before": one.before,
+                "since": one.since,
+                "excluded": one.excluded,
+            }
+            for one in self.watched
+        ]
+        return {"watched": watched, "arl": self.arl, "prompt": list(self.prompt), "said": list(self.said)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Watch:
+        """Raises StateFault for state that this version cannot continue."""
+        watched = [
+            Watched(
+                metric=saved["metric"],
+                detector=ShiftDetector.from_json(saved["detector"]),
+                bounds={int(hour): bound for hour, bound in saved["bounds"].items()},
+                late=saved["late"],
+                before=saved["before"],
+                since=saved["since"],
+                excluded=saved["excluded"],
+            )
+            for saved in data["watched"]
+        ]
+        watch = cls(watched, data["arl"])
+        watch.prompt, watch.said = (data["prompt"][0], data["prompt"][1]), (data["said"][0], data["said"][1])
+        return watch
+
+
+def begin_watch(rules: LLMService, history: History, salt: bytes, promoted: float) -> Watch:
+    """The detectors of a watch, frozen at the promotion. A metric whose history says too little for a bound is not watched.
+
+    One half of `alpha` is for the history's bounds, one half (the level) for false alarms. Run lengths are counted in watches: with k
+    detectors of k/level watches each, the first false alarm of any comes no sooner than after 1/level watches on average.
+    """
+    rollout = rules.spec.rollout
+    in_time = rollout.horizon + rollout.settle < rollout.rollback_window
+    level = rollout.alpha / 2
+    hours = max(1.0, rollout.rollback_window / HOUR_SECONDS)
+    ahead = {hour_of_week(promoted + HOUR_SECONDS * i) for i in range(math.ceil(hours) + 1)}
+    read = {hour_of_week(hour * HOUR_SECONDS): share for hour, share in history.share.items()}
+    # History is a week at most, so an hour of the week is one hour of it; the busiest one bounds what a watch will see.
+    return _frozen(
+        (*PROMPT, *(SAID if in_time else ())), rules, history.visits, salt, ahead, level, 1 / level,
+        lambda by_hour: hours * max(len(values) / (read.get(hour) or 1.0) for hour, values in by_hour.items()),
+    )  # fmt: skip
+
+
+def begin_drift(rules: LLMService, history: Sequence[ClosedUnit], salt: bytes, seconds: float) -> Watch:
+    """The detectors of a stable that serves on, frozen with a history that took so many seconds. Run lengths are counted in weeks: the
+    first false alarm of any detector comes no sooner than after `DRIFT_WEEKS` on average.
+    """
+    return _frozen(
+        (*PROMPT, *SAID), rules, history, salt, set(range(168)), rules.spec.rollout.alpha / 2, DRIFT_WEEKS,
+        lambda by_hour: sum(len(values) for values in by_hour.values()) * 168 * HOUR_SECONDS / seconds,
+    )  # fmt: skip
+
+
+def _frozen(
+    metrics: Sequence[str],
+    rules: LLMService,
+    history: Sequence[ClosedUnit],
+    salt: bytes,
+    ahead: set[int],
+    level: float,
+    periods: float,
+    values_in_one: Callable[[Mapping[int, Sequence[float]]], float],
+) -> Watch:
+    """`level`: of all bounds together. `periods`: the run length of all detectors together, in periods of which one brings `values_in_one`
+    of a metric's values."""
+    asked: dict[str, Guardrail] = {guardrail.metric: guardrail for guardrail in rules.spec.rollout.guardrails}
+    asked.setdefault("errors", Guardrail(metric="errors", margin=ERRORS_MARGIN))
+    measured = _measured(history, [metric for metric in metrics if metric in asked], salt)
+    known = {metric: by_hour for metric, by_hour in measured.items() if by_hour}
+    if not known:
+        return Watch([], None)
+    each = len(known) * periods
+    made = [
+        _watched(asked[metric], by_hour, ahead, level / len(known), each * max(1.0, values_in_one(by_hour)))
+        for metric, by_hour in known.items()
+    ]
+    return Watch([one for one in made if one is not None], fleet_arl(each, len(known)))
+
+
+def hour_of_week(at: float) -> int:
+    """0: Monday, midnight to one o'clock UTC."""
+    return int(at // HOUR_SECONDS - _MONDAY) % 168
+
+
+def _measured(history: Sequence[ClosedUnit], names: Sequence[str], salt: bytes) -> dict[str, dict[int, list[float]]]:
+    """Metric -> hour of the week -> values."""
+    found: dict[str, dict[int, list[float]]] = {metric: defaultdict(list) for metric in names}
+    for visit in history:
+        hour = hour_of_week(visit.exposure.first_at)
+        whole = unit_values(visit, salt)
+        first = whole if len(visit.observations) == 1 else unit_values(_first(visit), salt)
+        for metric in names:
+            values = first if metric in PROMPT else whole
+            if metric in values and _coin(metric, values[metric], None) is not None:
+                found[metric][hour].append(values[metric])
+    return found
+
+
+def _first(visit: ClosedUnit) -> ClosedUnit:
+    return ClosedUnit(visit.exposure, visit.observations[:1], ())
+
+
+def _watched(
+    asked: Guardrail, by_hour: Mapping[int, Sequence[float]], ahead: set[int], level: float, arl: float
+) -> Watched | None:
+    measured, late = METRICS[asked.metric], None
+    shift: Shift = "downward" if measured.higher else "upward"
+    if measured.kind == "quantile":
+        quantile = asked.quantile or 0.5
+        late = _late(by_hour, ahead, quantile, level)
+        if late is None:
+            return None
+        late *= 1 + asked.margin
+        bounds = dict.fromkeys(ahead, 1 - quantile)
+    else:
+        coins = {hour: _coins(asked.metric, values, None) for hour, values in by_hour.items()}
+        # Fewer bounds at once are closer ones: those of the window's own hours suffice where all of them are known.
+        hours = ahead if ahead <= coins.keys() else coins.keys()
+        past = {hour: Hour(math.fsum(coins[hour]), len(coins[hour])) for hour in hours}
+        margin = (-1 if measured.higher else 1) * asked.margin / (measured.bounds[1] - measured.bounds[0])
+        bounded = history_bounds(past, level, shift)
+        bounds = {hour: min(1.0, max(0.0, bounded[hour] + margin)) for hour in ahead}
+    widest = min(bounds.values()) if measured.higher else max(bounds.values())
+    before = fmean(_coins(asked.metric, itertools.chain.from_iterable(by_hour.values()), late))
+    return Watched(asked.metric, ShiftDetector(widest, arl, shift), bounds, late, before)
+
+
+def _late(by_hour: Mapping[int, Sequence[float]], ahead: set[int], quantile: float, level: float) -> float | None:
+    """An upper bound of the history's quantile: in the window's hours, or where these are too few, in all; None: there is none."""
+    for hours in (ahead, by_hour.keys()):
+        values = sorted(x for hour in hours for x in by_hour.get(hour, ()))
+        _, rank = quantile_ranks(len(values), quantile, level) if values else (0, 1)
+        if rank <= len(values) and values[rank - 1] < math.inf:
+            return values[rank - 1]
+    return None
+
+
+def _coin(metric: str, value: float, late: float | None) -> float | None:
+    """A measurement on the detector's scale, 0 to 1; None for one that cannot be. Of a quantile's metric: whether it is late."""
+    if METRICS[metric].kind == "quantile":
+        return is_late(value, late if late is not None else math.inf) if value >= 0 else None
+    low, high = METRICS[metric].bounds
+    return (value - low) / (high - low) if low <= value <= high else None
+
+
+def _coins(metric: str, values: Iterable[float], late: float | None) -> list[float]:
+    return [coin for value in values if (coin := _coin(metric, value, late)) is not None]
+
+
+def _told(one: Watched) -> str:
+    """`errors: 31.0 % of 87 users since 2026-11-21 14:05 UTC, 1.2 % before`, and what it was held against."""
+    run, mean = one.detector.run
+    low, high = METRICS[one.metric].bounds
+    higher = METRICS[one.metric].higher
+
+    def size(share: float) -> str:
+        return f"{low + share * (high - low):.2f}" if higher else f"{share:.1%}"
+
+    later = f" later than {one.late:.3g} s" if one.late is not None else ""
+    since = "" if one.since is None else f" since {datetime.fromtimestamp(one.since, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    limit = f"{'at least' if higher else 'at most'} {size(one.detector.m0)} counts as no change"
+    now = size(mean if mean is not None else one.before)
+    evidence = f"e-detector {one.detector.level:.3g} of {one.detector.arl:.3g}"
+    return f"{one.metric}: {now} of {run} users{later}{since}, {size(one.before)} before ({limit}; {evidence})"
