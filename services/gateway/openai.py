@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 import aiohttp
 from starlette.types import Receive, Scope, Send
 
-from services.common import events, telemetry
+from services.common import telemetry
 from services.common.clock import Clock
 from services.common.identifiers import uuid7
 from services.common.routing import Hold, Rules, Target
 from services.common.wire import ApiError, BadRequest, Unavailable
+from services.gateway import request_log
 from services.gateway.answer_filter import AnswerFilter
 from services.gateway.assignment import Assigner, Placement
 from services.gateway.auth import Caller, Keys
@@ -41,8 +41,6 @@ from services.gateway.settings import GatewaySettings
 from services.gateway.tracing import Trace, Tracer
 from services.gateway.upstream import Attempt
 from services.store.records import Exposure, Observation, Outcome
-
-log = logging.getLogger(__name__)
 
 PATHS: Final[dict[str, Endpoint]] = {"/v1/chat/completions": "chat/completions", "/v1/completions": "completions"}
 
@@ -121,12 +119,10 @@ class Completions:
         except ApiError as error:
             if trace is not None:
                 trace.refused(error)
-            if log.isEnabledFor(logging.DEBUG):
-                told = {"status": error.status, "code": error.code or error.type}
-                log.debug(events.REQUEST_REFUSED, told | _ids(request_id, trace))
+            request_log.refused(request_id, trace, error)
             await respond_error(send, error, request_id)
-        except Exception:  # the server must not answer in its own words
-            log.exception(events.REQUEST_CRASHED, _ids(request_id, trace))
+        except Exception:  # noqa: BLE001  # logged; the server must not answer in its own words
+            request_log.crashed(request_id, trace)
             if trace is not None:
                 trace.status, trace.error = 500, "internal_error"
             with contextlib.suppress(RuntimeError):  # the answer had begun: the server closes the connection
@@ -375,17 +371,13 @@ class Completions:
         return call.entry.standing(call.placement.target.revision) if in_experiment else call.entry.candidate
 
     def _trial_failed(self, call: _Call, attempt: Attempt) -> None:
-        self._record(call, attempt, "error")
+        row = self._record(call, attempt, "error")
         route, standing, seconds = call.entry.route, self._standing(call), self._settings.eject_seconds
         if standing.failed(self._clock.monotonic(), route.eject_after, seconds):
             self._metrics.ejected(route.service)
-            told = {
-                "service": route.service, "revision": attempt.target.revision, "failures": standing.failures,
-                "seconds": seconds, **_ids(call.request_id, call.trace),
-            }  # fmt: skip
-            log.warning(events.REVISION_EJECTED, told)
+            request_log.ejected(row, call.trace, standing.failures, seconds)
 
-    def _record(self, call: _Call, attempt: Attempt, outcome: Outcome) -> None:
+    def _record(self, call: _Call, attempt: Attempt, outcome: Outcome) -> Observation:
         placement = call.placement
         call.unrecorded.remove(attempt)
         if outcome == "ok" and placement.on_trial and attempt.number == 0:
@@ -413,9 +405,8 @@ class Completions:
         self._metrics.observed(row, cached=attempt.meter.tokens_cached, queued=attempt.began - call.began)
         if call.trace is not None:
             call.trace.tried(row, attempt)
-        level = logging.INFO if outcome == "error" else logging.DEBUG
-        if log.isEnabledFor(level):
-            log.log(level, events.ATTEMPT_ENDED, _told(row) | _ids(call.request_id, call.trace))
+        request_log.ended(row, call.trace)
+        return row
 
     def _settle(self, call: _Call, rules: Rules, attempt: Attempt, outcome: Outcome) -> Outcome:
         """Charges the answer's tokens and counts what filters did to it; the outcome, which is `filtered` where they withheld it."""
@@ -457,17 +448,3 @@ class Completions:
         if "debug" in call.caller.scopes:
             call.headers.append((b"x-understudy-revision", attempt.target.revision.encode()))
             call.headers.append((b"x-understudy-arm", call.placement.arm.encode()))
-
-
-def _ids(request_id: str, trace: Trace | None) -> dict[str, str]:
-    """What every line of a request carries."""
-    return {"request_id": request_id} | ({"trace_id": trace.trace_id} if trace is not None else {})
-
-
-def _told(row: Observation) -> dict[str, object]:
-    """An attempt as the log tells it."""
-    return {
-        "service": row.service, "revision": row.revision, "arm": row.arm, "attempt": row.attempt, "outcome": row.outcome,
-        "status": row.status, "error": row.error or "no error", "seconds": row.duration, "first_token": row.ttft,
-        "tokens_in": row.tokens_in, "tokens_out": row.tokens_out,
-    }  # fmt: skip

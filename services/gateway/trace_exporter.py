@@ -93,7 +93,7 @@ class TraceExporter:
         if self._task is not None:
             with contextlib.suppress(TimeoutError, asyncio.CancelledError):
                 await asyncio.wait_for(self._task, seconds)
-        self._drop(self._take(len(self._queue)))
+        self._drop(self._take(self._waiting))
         await self._session.close()
         self._thread.shutdown(wait=False)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from services.common.identifiers import uuid7
 from services.gateway.otlp_settings import BadVariable, OtlpSettings, otlp_settings
 from services.gateway.tracing import Parent, Sampler
 
@@ -101,8 +102,6 @@ def test_samplers(name: str, argument: str | None, alone: bool, asked: bool, ref
 
 
 def test_a_share_is_met_by_ids_of_requests() -> None:
-    from services.common.identifiers import uuid7
-
     sampler = Sampler(0.2, True)
     kept = sum(sampler(uuid7().replace("-", ""), None) for _ in range(5000))
     assert 850 <= kept <= 1150  # 5.3 standard deviations

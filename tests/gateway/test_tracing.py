@@ -16,9 +16,10 @@ from services.common import tracing as names
 from services.common.routing import ContentFilter, Route, Rules
 from services.common.tracing import Attribute
 from services.gateway.otlp_settings import OtlpSettings
-from services.gateway.tracing import Sampler
+from services.gateway.trace_exporter import TraceExporter
+from services.gateway.tracing import Sampler, Told
 from tests.fakes.collector import Collector, Span, collect
-from tests.fakes.gateway import KEY, RunningGateway
+from tests.fakes.gateway import KEY, RunningGateway, gateway_settings, running_gateway
 from tests.fakes.openai_engine import Behaviour, Engine
 from tests.fakes.recorded import until
 from tests.gateway.test_feedback import say
@@ -296,8 +297,6 @@ async def test_an_export_is_tried_again_and_the_queue_is_bounded(
 async def test_what_waits_is_sent_at_the_end(
     start: Any, idle: Route, collector: Collector, store: Any, tmp_path: Any
 ) -> None:
-    from tests.fakes.gateway import gateway_settings, running_gateway
-
     store.publish_route(idle)
     settings = gateway_settings(store.url, tmp_path / "state")
     async with running_gateway(settings, otlp=otlp(collector, delay=60.0)) as gateway:
@@ -340,3 +339,16 @@ def test_without_tracing_opentelemetry_is_not_imported() -> None:
 def metric(gateway: RunningGateway, name: str) -> float | None:
     assert gateway.app.completions is not None
     return gateway.app.completions._metrics.registry.get_sample_value(name)
+
+
+async def test_what_a_collector_that_is_away_leaves_is_counted_at_the_end() -> None:
+    exporter = TraceExporter(OtlpSettings(endpoint="http://127.0.0.1:9/v1/traces", delay=60.0))
+    exporter.start()
+    for number in range(5):
+        exporter.put(
+            Told(
+                "ab" * 16, "cd" * 8, f"{number:016x}", "r", "s", "v", "a", "thumb", 1, "good", None, "t", 1.0, "sampled"
+            )
+        )
+    await exporter.close(2.0)
+    assert (exporter.exported, exporter.dropped) == (0, 5)
