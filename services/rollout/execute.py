@@ -32,7 +32,7 @@ from services.rollout.platforms.base import Platform, PlatformError, PlatformRej
 from services.rollout.registry import Registry
 from services.rollout.resources import Engine, LLMService
 from services.rollout.resources_engine import POD, Lora, quantity_bytes
-from services.rollout.revisions import ASLEEP_AFTER, weights_of
+from services.rollout.revisions import ASLEEP_AFTER, engine_digest, weights_of
 from services.store import Store
 
 log = logging.getLogger(__name__)
@@ -145,7 +145,7 @@ class Executor:
                 (
                     s.spec.engine
                     for s in (service, rules)
-                    if revision_name(s.name, weights, s.spec.engine.digest) == name
+                    if revision_name(s.name, weights, engine_digest(s.spec.engine)) == name
                 ),
                 service.spec.engine,
             )

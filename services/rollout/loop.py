@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 from collections.abc import Awaitable, Callable, Collection
 from typing import Final, TypeVar
 
@@ -109,7 +108,7 @@ class ServiceLoop:
         due = self._started + pause
         # Loops of one pause are due at the same moments, a few of them at each: what they ask for is then asked together.
         grid = pause / MOMENTS
-        left = max(0.0, math.ceil(due / grid) * grid - self._clock.monotonic()) if grid > 0 else 0.0
+        left = max(0.0, round(due / grid) * grid - self._clock.monotonic()) if grid > 0 else 0.0
         self._health.turned(self.service.name, left)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(left):

@@ -187,10 +187,10 @@ class Observer:
     async def _steering(self, service: LLMService) -> Aliases | None:
         names = service.spec.model
         try:
-            champion, challenger, owner = await asyncio.gather(
+            owner = await self._foreign_owner(service)
+            champion, challenger = await asyncio.gather(
                 self._registry.alias(names.registered_model, names.champion),
                 self._registry.alias(names.registered_model, names.challenger),
-                self._foreign_owner(service),
             )
         except RegistryError as error:
             log.warning("registry: %s", error)

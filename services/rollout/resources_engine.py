@@ -6,7 +6,6 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
-from services.common.identifiers import canonical_hash
 from services.rollout.durations import Duration, Lasting
 from services.rollout.resources_base import OPEN, Label, Resource, cel, keyed
 
@@ -365,15 +364,6 @@ class Engine(Resource):
         if unknown := [mount.name for mount in self.volume_mounts if mount.name not in known]:
             raise ValueError(f"volumeMounts name the volume {unknown[0]}, which is not among volumes")
         return self
-
-    @property
-    def digest(self) -> str:
-        """Hash of what of the engine makes a revision: a change here is rolled out. Scaling and patience are not part of it.
-
-        Without defaults, so that a field which a later version of this program adds makes no new revisions.
-        """
-        unchanging = {"autoscaling", "start_timeout"}
-        return canonical_hash(self.model_dump(mode="json", by_alias=True, exclude=unchanging, exclude_defaults=True))
 
     @property
     def ignored(self) -> list[str]:

@@ -6,6 +6,7 @@ Tags of a version that matter here (set by whoever registers it): `understudy.ki
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final, Literal
 
 import msgspec
@@ -13,7 +14,7 @@ import msgspec
 from services.common.identifiers import canonical_hash, revision_name
 from services.common.routing import Hold, Target
 from services.rollout.observed import VersionInfo
-from services.rollout.resources import LLMService
+from services.rollout.resources import Engine, LLMService
 
 KIND: Final = "understudy.kind"
 BASE: Final = "understudy.base-version"
@@ -38,9 +39,39 @@ def weights_of(info: VersionInfo) -> str:
     return info.tags.get(BASE, info.version) if kind_of(info) in ("adapter", "prompt") else info.version
 
 
+class _Same:
+    """An engine as a key: the same object, since its fields cannot be hashed and a copy would inherit what it keeps."""
+
+    __slots__ = ("engine",)
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def __hash__(self) -> int:
+        return id(self.engine)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.engine is self.engine
+
+
+@lru_cache(maxsize=4096)
+def _digest(of: _Same) -> str:
+    unchanging = {"autoscaling", "start_timeout"}
+    return canonical_hash(of.engine.model_dump(mode="json", by_alias=True, exclude=unchanging, exclude_defaults=True))
+
+
+def engine_digest(engine: Engine) -> str:
+    """Hash of what of the resource makes a revision: a change here is rolled out. Scaling and patience are not part of it.
+
+    Without defaults, so that a field which a later version of this program adds makes no new revisions. Kept, for each look at each
+    service asks several times.
+    """
+    return _digest(_Same(engine))
+
+
 def engine_name(service: LLMService, info: VersionInfo) -> str:
     """Name of the engine that serves a version; also the model name under which it serves its weights."""
-    return revision_name(service.name, weights_of(info), service.spec.engine.digest)
+    return revision_name(service.name, weights_of(info), engine_digest(service.spec.engine))
 
 
 def revision_of(service: LLMService, info: VersionInfo) -> str:

@@ -14,7 +14,7 @@ from services.rollout.execute import Executor
 from services.rollout.observed import VersionInfo
 from services.rollout.platforms.base import RevisionSpec
 from services.rollout.resources import Engine, LLMService
-from services.rollout.revisions import engine_name, model_of
+from services.rollout.revisions import engine_digest, engine_name, model_of
 from services.store import migrate, open_store
 from tests.fakes.adapter import write_adapter
 from tests.fakes.platform import FakePlatform
@@ -138,10 +138,10 @@ async def test_on_a_running_cluster_memory_is_rays(tmp_path: Path) -> None:
 
 
 def test_a_revision_is_named_by_what_was_changed_and_not_by_defaults() -> None:
-    plain = Engine().digest
-    assert Engine.model_validate({"tensorParallelSize": 1, "resources": {"cpu": 1}}).digest == plain
-    assert Engine.model_validate({"autoscaling": {"max": 9}, "startTimeout": "1h"}).digest == plain
-    assert Engine.model_validate({"image": "engine:2"}).digest != plain
+    plain = engine_digest(Engine())
+    assert engine_digest(Engine.model_validate({"tensorParallelSize": 1, "resources": {"cpu": 1}})) == plain
+    assert engine_digest(Engine.model_validate({"autoscaling": {"max": 9}, "startTimeout": "1h"})) == plain
+    assert engine_digest(Engine.model_validate({"image": "engine:2"})) != plain
 
 
 @pytest.mark.parametrize(
