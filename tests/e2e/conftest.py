@@ -24,7 +24,7 @@ from tests.e2e.installation import (
     manifest,
     why_no_kuberay,
 )
-from tests.e2e.kube import Namespace, run
+from tests.e2e.kube import CommandFailed, Namespace, run
 
 ORDER = (
     "test_install", "test_rollout", "test_upgrade", "test_alias_conflict", "test_faults", "test_gpu", "test_uninstall",
@@ -78,6 +78,8 @@ def platform() -> Iterator[Platform]:
     try:
         platform.install()
         yield platform
+    except CommandFailed as failure:
+        pytest.exit(f"nothing to test: {failure}", returncode=1)
     finally:
         if not given:
             _clean_up(namespace, own_definition)

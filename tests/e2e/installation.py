@@ -19,7 +19,7 @@ import yaml
 from mlflow import MlflowClient
 
 from pipelines.register import register
-from tests.e2e.kube import ROOT, Namespace, run, until
+from tests.e2e.kube import ROOT, CommandFailed, Namespace, run, until
 
 RELEASE, SERVICE = "understudy", "assistant"
 CHART = "charts/understudy"
@@ -177,14 +177,11 @@ class Platform:
         )
         command = ["install", RELEASE, CHART, "--values", f"{CHART}/values-cpu.yaml"]
         command += [part for setting in settings for part in ("--set", setting)]
-        self.namespace.helm(
-            *command,
-            "--set",
-            f"crds.install={str(not has_definition()).lower()}",
-            "--wait",
-            "--timeout=10m",
-            timeout=660,
-        )
+        command += ["--set", f"crds.install={str(not has_definition()).lower()}", "--wait", "--timeout=10m"]
+        try:
+            self.namespace.helm(*command, timeout=660)
+        except CommandFailed as failure:  # helm does not say what it waited for
+            raise CommandFailed(f"{failure}\n\n{self.namespace.diagnosis()}") from None
 
     def upgrade(self, *settings: str, wait: bool = True) -> None:
         """`helm upgrade` with changed values."""

@@ -110,20 +110,19 @@ class Namespace:
         return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
 
     def diagnosis(self) -> str:
-        """What a person would look at first: pods, the resource, events, the last words of each container."""
+        """What a person would look at first: nodes and their complaints, pods, the resource, events, the last words of each container."""
+        columns = "NODE:.metadata.name,TAINTS:.spec.taints[*].key,TRUE:.status.conditions[?(@.status=='True')].type"
+        told = "--output=custom-columns=:.lastTimestamp,:.involvedObject.name,:.reason,:.message"
         parts = []
         for command in (
-            ("get", "pods,llmservices", "--output=wide"),
-            ("get", "llmservices", "--output=jsonpath={.items[*].status}"),
-            (
-                "get",
-                "events",
-                "--sort-by=.lastTimestamp",
-                "--output=custom-columns=:.lastTimestamp,:.involvedObject.name,:.reason,:.message",
-            ),
+            ("kubectl", "get", "nodes", f"--output=custom-columns={columns}"),
+            ("kubectl", "get", "events", "--namespace=default", "--field-selector=type=Warning", told),
+            ("kubectl", "get", "pods,llmservices", "--output=wide", f"--namespace={self.name}"),
+            ("kubectl", "get", "llmservices", "--output=jsonpath={.items[*].status}", f"--namespace={self.name}"),
+            ("kubectl", "get", "events", "--sort-by=.lastTimestamp", told, f"--namespace={self.name}"),
         ):
             with contextlib.suppress(CommandFailed):
-                parts.append("\n".join(self.kubectl(*command).splitlines()[-60:]))
+                parts.append("\n".join(run(*command).splitlines()[-60:]))
         with contextlib.suppress(CommandFailed):
             for pod in self.kubectl("get", "pods", "--output=name").split():
                 with contextlib.suppress(CommandFailed):
