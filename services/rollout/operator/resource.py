@@ -281,8 +281,9 @@ class ServiceResource:
             log.warning("%s: no status without the store: %s", self.name, error)
             return
         said, generation = self._teller.said, self._generation
-        made_of = (decision.status, look.route, look.readings, generation, self._wrong, self._history)
-        if said is None or said is not self._status or made_of != self._made_of:
+        seen = (decision.status, look.route, look.readings, generation)
+        made_of = (*seen, said, self._wrong, self._history, self._command)
+        if made_of != self._made_of:
             self._status, self._made_of = self._make_status(decision, look, said, generation), made_of
         self._teller.tell(self.body, self._status)
 

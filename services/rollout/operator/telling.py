@@ -64,8 +64,6 @@ class Teller:
 
     def tell(self, body: Mapping[str, Any], status: Mapping[str, Any] | None = None) -> None:
         """Begins to tell the resource `body` its status, where that has changed, and what happened. Not while busy."""
-        if status is not None and status == self.said:
-            self.said = status
         if not self.busy and (self._events or (status is not None and status != self.said)):
             self._task = asyncio.create_task(self._tell(body, status), name=f"telling {body['metadata']['name']}")
 

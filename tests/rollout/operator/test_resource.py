@@ -144,6 +144,15 @@ async def test_a_stamped_command_names_the_user(make: Make) -> None:
     assert "understudy.dev/command-by" not in world.server.resource("assistant")["metadata"]["annotations"]
 
 
+async def test_a_command_that_changes_nothing_is_answered_too(make: Make) -> None:
+    world = await make()
+    await world.until(lambda: world.status.get("stable"))
+    for id in ("order-1", "order-2", "order-3"):
+        world.server.annotate("assistant", command=order("abort", id))
+        await world.until(lambda id=id: world.status.get("lastCommand", {}).get("id") == id, turns=3)  # type: ignore[misc]
+        assert world.status["lastCommand"]["answer"].startswith("refused")
+
+
 @pytest.mark.parametrize("text", ["no JSON", '{"id": "1", "verb": "sing"}', "[]"])
 async def test_an_annotation_that_is_no_command_is_taken_off(make: Make, text: str) -> None:
     world = await make()
