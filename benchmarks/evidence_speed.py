@@ -23,24 +23,24 @@ BATCH = 20_000
 LOOK = 20
 PLANS = {
     "rate": GuardrailPlan("errors", "rate", "lower", 0.01, False, "nonInferior", 4, 0.01, 0.05, design_prior=0.05),
-    "mean": GuardrailPlan("tokensPerSecond", "mean", "higher", 0.1, True, "nonInferior", 4, 0.01, 0.05),
+    "mean": GuardrailPlan("cost", "mean", "lower", 0.1, True, "nonInferior", 4, 0.01, 0.05),
+    "ratio": GuardrailPlan("tokensPerSecond", "ratio", "higher", 0.1, True, "nonInferior", 4, 0.01, 0.05),
     "quantile": GuardrailPlan("ttft", "quantile", "lower", 0.2, True, "nonInferior", 4, 0.01, 0.05, quantile=0.95),
 }
 
 
 def units(kind: str, start: int, count: int, total: int, rng: np.random.Generator) -> list[UnitValue]:
     values = rng.random(count) < 0.05 if kind == "rate" else rng.lognormal(3.0, 0.4, count)
+    weights = rng.geometric(0.3, count) if kind == "ratio" else np.ones(count)
+    columns = (rng.random(count) < 0.5, values * weights, weights)
+    made = zip(range(start, start + count), *(column.tolist() for column in columns), strict=True)
     return [
         UnitValue(
-            f"{i:016x}", "candidate" if arm else "control", i * 0.01, i * 0.01 + 600, min(3, i * 4 // total), value
+            f"{i:016x}", "candidate" if arm else "control", i * 0.01, i * 0.01 + 600, min(3, i * 4 // total),
+            float(value), None, float(weight),
         )
-        for i, arm, value in zip(
-            range(start, start + count),
-            (rng.random(count) < 0.5).tolist(),
-            values.astype(float).tolist(),
-            strict=True,
-        )
-    ]
+        for i, arm, value, weight in made
+    ]  # fmt: skip
 
 
 def look(guardrail: Guardrail, kind: str, start: int, total: int, rng: np.random.Generator) -> float:

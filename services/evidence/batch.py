@@ -29,9 +29,11 @@ class Batch:
     step: Integers
     value: Floats
     past: Floats
+    weight: Floats
+    """1 but for a ratio's units."""
 
     @classmethod
-    def of(cls, values: Sequence[UnitValue]) -> "Batch":
+    def of(cls, values: Sequence[UnitValue], *, weighted: bool = False) -> "Batch":
         pasts = [value.past for value in values]
         has_past = pasts.count(None) < len(pasts)
         return cls(
@@ -41,6 +43,7 @@ class Batch:
             np.array([value.step for value in values], np.int64),
             np.array([value.value for value in values], np.float64),
             np.array([_past(past) for past in pasts]) if has_past else np.full(len(pasts), math.nan),
+            np.array([value.weight for value in values], np.float64) if weighted else np.ones(len(values)),
         )
 
     def __len__(self) -> int:

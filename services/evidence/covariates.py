@@ -96,14 +96,15 @@ class MeanCovariate:
     """x − β(past − mean past) for the units of one metric: regression adjustment, the same in both arms.
 
     β is the slope within the arms and rests, like the mean past, on the units before the last check; a unit without a past is left as it
-    is. The ratio of the arms' means keeps its target, since the adjustment has the same mean in both.
+    is. The ratio of the arms' means keeps its target, since the adjustment has the same mean in both. Of a ratio metric the numerators are
+    adjusted, and β is the slope of what the noise of the ratio is made of: numerator − rate · denominator.
     """
 
     def __init__(self) -> None:
         self._sums: Floats = np.zeros((2, 5))  # control, candidate: units with a past, Σx, Σpast, Σx·past, Σpast²
-        self._mean, self._beta = 0.0, 0.0
+        self._mean, self._beta, self.rate = 0.0, 0.0, 0.0
 
-    def adjust(self, values: Floats, past: Floats, candidate: Flags) -> Floats:
+    def adjust(self, values: Floats, noise: Floats, past: Floats, candidate: Flags) -> Floats:
         known = ~np.isnan(past)
         if not known.any():
             return values
@@ -111,12 +112,13 @@ class MeanCovariate:
         adjusted[known] -= self._beta * (past[known] - self._mean)
         for arm in (0, 1):
             rows = known & (candidate == bool(arm))
-            x, before = values[rows], past[rows]
+            x, before = noise[rows], past[rows]
             self._sums[arm] = added(self._sums[arm], [np.ones(len(x)), x, before, x * before, before**2])
         return adjusted
 
-    def refresh(self) -> None:
-        """Estimates β anew; called at checks, whose places batches cannot move."""
+    def refresh(self, rate: float) -> None:
+        """Estimates β anew; called at checks, whose places batches cannot move. `rate`: a ratio's value so far, 0 of a mean."""
+        self.rate = rate
         n, x, before, cross, squares = self._sums.T
         if n.sum() < BURN_IN:
             return
@@ -127,8 +129,8 @@ class MeanCovariate:
         self._beta = float((cross - x * before / n).sum()) / spread if known else 0.0
 
     def to_json(self) -> dict[str, Any]:
-        return {"sums": pack(self._sums.ravel()), "now": pack([self._mean, self._beta])}
+        return {"sums": pack(self._sums.ravel()), "now": pack([self._mean, self._beta, self.rate])}
 
     def restore(self, data: Mapping[str, Any]) -> None:
         self._sums = unpack(data["sums"]).reshape(2, 5)
-        self._mean, self._beta = unpack(data["now"]).tolist()
+        self._mean, self._beta, self.rate = unpack(data["now"]).tolist()

@@ -20,7 +20,7 @@ from services.evidence.means import MeanEvidence
 from services.evidence.quantiles import QuantileEvidence
 from services.evidence.rates import PairedEvidence
 from services.evidence.state import VERSION, SeenUnits, restoring
-from services.evidence.summaries import Conclusion, GuardrailPlan, Reading, UnitValue
+from services.evidence.summaries import LARGEST_MEAN, Conclusion, GuardrailPlan, Reading, UnitValue
 
 _ORDER = attrgetter("closes_at", "unit")
 
@@ -34,7 +34,7 @@ class _Evidence(Protocol):
 
 
 def _evidence(plan: GuardrailPlan) -> _Evidence:
-    if plan.kind == "mean":
+    if plan.kind in ("mean", "ratio"):
         return MeanEvidence(plan)
     if plan.kind == "quantile":
         return QuantileEvidence(plan)
@@ -67,12 +67,12 @@ class Guardrail:
         batch = self._checked(given)
         if not (batch.closes_at[1:] > batch.closes_at[:-1]).all():
             given.sort(key=_ORDER)
-            batch = Batch.of(given)
+            batch = self._batch(given)
         units = [value.unit for value in given]
         names = set(units)
         if len(names) < len(units) or self._seen.knows_any(names) or self._is_late(given[0].order):
             given = self._fresh(given)
-            batch, units = Batch.of(given), [value.unit for value in given]
+            batch, units = self._batch(given), [value.unit for value in given]
         if not given:
             return
         self._seen.add(units, [value.arm for value in given])
@@ -83,13 +83,18 @@ class Guardrail:
         self._last = given[-1].order
         self._evidence.add(batch)
 
+    def _batch(self, values: Sequence[UnitValue]) -> Batch:
+        return Batch.of(values, weighted=self.plan.kind == "ratio")
+
     def _checked(self, given: Sequence[UnitValue]) -> Batch:
         """The units as columns, none of which holds a value that cannot be."""
-        batch, (low, high) = Batch.of(given), self.plan.range
+        batch, (low, high) = self._batch(given), self.plan.range
         possible = (
             (batch.value >= low)
             & (batch.value <= high)
             & (np.isnan(batch.past) | ((batch.past >= low) & (batch.past <= high)))
+            & (batch.weight >= 0)
+            & (batch.weight <= LARGEST_MEAN)
             & (batch.step >= 0)
             & (batch.step < self.plan.steps)
             & (np.abs(batch.exposed_at) < math.inf)
@@ -151,7 +156,7 @@ class Guardrail:
         self._units["candidate"] += len(fresh)
         both = list(fresh.values())
         self._last = _pair_order(both[-1])
-        self._evidence.add_pairs(Batch.of([pair[0] for pair in both]), Batch.of([pair[1] for pair in both]))
+        self._evidence.add_pairs(self._batch([pair[0] for pair in both]), self._batch([pair[1] for pair in both]))
 
     def _is_late(self, order: tuple[float, str]) -> bool:
         return self._last is not None and order < self._last

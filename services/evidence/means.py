@@ -1,9 +1,9 @@
-"""Unbounded means, such as tokens per second: asymptotic confidence sequences of the relative change.
+"""Unbounded means, such as cost, and ratios of sums, such as tokens by seconds: asymptotic confidence sequences of the relative change.
 
-Used by `Guardrail` for the kind `mean`. Source: Waudby-Smith, Arbour, Sinha, Kennedy & Ramdas, "Time-uniform central
+Used by `Guardrail` for the kinds `mean` and `ratio`. Source: Waudby-Smith, Arbour, Sinha, Kennedy & Ramdas, "Time-uniform central
 limit theory and asymptotic confidence sequences", Annals of Statistics 2024 (theorem 2.2, and its one-sided form);
-the relative change by the delta method. Asymptotic: no bound is given before `BURN_IN` units an arm, where the error
-rate has been seen to exceed its level.
+the relative change, and a ratio with users as its units, by the delta method. Asymptotic: no bound is given before `BURN_IN` units an
+arm, where the error rate has been seen to exceed its level.
 """
 
 import math
@@ -125,33 +125,97 @@ def log_asymptotic_e(
 
 
 class _Sums:
-    """Moments of one arm, or of pairs' differences, as sums about the first value; the same bits whatever the batches."""
+    """Sums, squares and products of one arm's columns about their first values; the same bits whatever the batches.
 
-    def __init__(self) -> None:
-        self._sums: Floats = np.zeros(3)  # count, sum, sum of squares, of value − origin
-        self._origin = 0.0
+    One column is a mean's. Of two, numerators and denominators, the ratio of their sums is taken, and a unit's deviation is that of its
+    linear part, (numerator − ratio · denominator) / mean denominator (delta method).
+    """
 
-    def add(self, values: Floats) -> None:
-        if not len(values):
+    def __init__(self, columns: int) -> None:
+        self._sums: Floats = np.zeros(1 + columns + columns * (columns + 1) // 2)
+        self._origin: Floats = np.zeros(columns)
+
+    def add(self, columns: Sequence[Floats]) -> None:
+        if not len(columns[0]):
             return
         if not self._sums[0]:
-            self._origin = float(values[0])
-        centred = values - self._origin
-        self._sums = added(self._sums, [np.ones(len(values)), centred, centred**2])
+            self._origin = np.array([column[0] for column in columns])
+        centred = [column - origin for column, origin in zip(columns, self._origin, strict=True)]
+        products = [one * other for i, one in enumerate(centred) for other in centred[i:]]
+        self._sums = added(self._sums, [np.ones(len(columns[0])), *centred, *products])
+
+    @property
+    def means(self) -> list[float]:
+        """Of the columns; there is at least one unit."""
+        n, k = self._sums[0], len(self._origin)
+        return [float(mean) for mean in self._origin + self._sums[1 : k + 1] / n]
+
+    @property
+    def slopes(self) -> list[float]:
+        """A unit's linear part per column: 1 for a mean."""
+        if len(self._origin) == 1:
+            return [1.0]
+        over, under = self.means
+        return [1 / under, -over / under / under]
 
     @property
     def moments(self) -> Moments:
-        n, total, squares = self._sums.tolist()
+        """Those of the mean, or of the ratio; none where nothing is to be divided by."""
+        n, *sums = self._sums.tolist()
         if not n:
             return Moments()
-        return Moments(int(n), self._origin + total / n, max(0.0, squares - total * total / n))
+        if len(self._origin) == 1:
+            total, squares = sums
+            return Moments(int(n), float(self._origin[0]) + total / n, max(0.0, squares - total * total / n))
+        over, under = self.means
+        if under < SMALLEST:
+            return Moments()
+        ratio, (x, w, xx, xw, ww) = over / under, sums
+        deviations = (xx - x * x / n) - 2 * ratio * (xw - x * w / n) + ratio * ratio * (ww - w * w / n)
+        return Moments(int(n), ratio, max(0.0, deviations) / under / under)
 
     def to_json(self) -> str:
-        return pack([*self._sums, self._origin])
+        return pack([*self._sums, *self._origin])
 
     def restore(self, text: str) -> None:
-        saved = unpack(text)
-        self._sums, self._origin = saved[:3], float(saved[3])
+        saved, columns = unpack(text), len(self._origin)
+        self._sums, self._origin = saved[:-columns], saved[-columns:]
+
+
+class _Products:
+    """Of pairs: sums of control's columns times candidate's, from which the covariance of the arms comes."""
+
+    def __init__(self, columns: int) -> None:
+        self._sums: Floats = np.zeros(1 + 2 * columns + columns * columns)
+        self._origin: Floats = np.zeros((2, columns))
+
+    def add(self, control: Sequence[Floats], candidate: Sequence[Floats]) -> None:
+        if not len(control[0]):
+            return
+        if not self._sums[0]:
+            self._origin = np.array([[column[0] for column in arm] for arm in (control, candidate)])
+        arms = [
+            [c - o for c, o in zip(arm, at, strict=True)]
+            for arm, at in zip((control, candidate), self._origin, strict=True)
+        ]
+        products = [mine * theirs for mine in arms[0] for theirs in arms[1]]
+        self._sums = added(self._sums, [np.ones(len(control[0])), *arms[0], *arms[1], *products])
+
+    def covariance(self, control: Sequence[float], candidate: Sequence[float]) -> float:
+        """Of the arms' means, given what a column is worth in each arm; 0 below two pairs."""
+        n, k = float(self._sums[0]), self._origin.shape[1]
+        if n < 2:
+            return 0.0
+        mine, theirs = self._sums[1 : k + 1], self._sums[k + 1 : 2 * k + 1]
+        products = self._sums[2 * k + 1 :].reshape(k, k) - np.outer(mine, theirs) / n
+        return float(np.array(control) @ products @ np.array(candidate)) / (n - 1) / n
+
+    def to_json(self) -> str:
+        return pack([*self._sums, *self._origin.ravel()])
+
+    def restore(self, text: str) -> None:
+        saved, shape = unpack(text), self._origin.shape
+        self._sums, self._origin = saved[: -self._origin.size], saved[-self._origin.size :].reshape(shape)
 
 
 Change = tuple[float, float, int]
@@ -165,81 +229,94 @@ def _spared(raw: Sequence[Moments], adjusted: Sequence[Moments]) -> float:
 
 
 class _Restart:
-    """Sums of the units first exposed in one step or a later one. `difference` holds pairs only; it gives their
-    covariance."""
+    """Sums of the units first exposed in one step or a later one."""
 
-    def __init__(self) -> None:
-        self.control, self.candidate, self.difference = _Sums(), _Sums(), _Sums()
+    def __init__(self, columns: int) -> None:
+        self.control, self.candidate, self.products = _Sums(columns), _Sums(columns), _Products(columns)
 
     def change(self) -> Change | None:
         """None where there is no ground for a bound: see `relative_interval`."""
-        control, candidate, difference = (sums.moments for sums in (self.control, self.candidate, self.difference))
+        control, candidate = self.control.moments, self.candidate.moments
         if min(control.n, candidate.n) < BURN_IN or control.mean < SMALLEST:
             return None
-        covariance = 0.0
-        if difference.n:
-            covariance = (control.variance + candidate.variance - difference.variance) / 2 / difference.n
+        covariance = self.products.covariance(self.control.slopes, self.candidate.slopes)
         effect, variance = relative_change(control, candidate, covariance)
         n = control.n + candidate.n
         return (effect, variance * n, n) if 0 < variance < math.inf else None
 
     def to_json(self) -> list[str]:
-        return [sums.to_json() for sums in (self.control, self.candidate, self.difference)]
+        return [sums.to_json() for sums in (self.control, self.candidate, self.products)]
 
     def restore(self, data: Sequence[str]) -> None:
-        for sums, text in zip((self.control, self.candidate, self.difference), data, strict=True):
-            sums.restore(text)
+        self.control.restore(data[0])
+        self.candidate.restore(data[1])
+        self.products.restore(data[2])
 
 
 class MeanEvidence:
-    """Harm and non-inferiority of one unbounded mean, by the relative change. Here a change is a *badness*: positive where the candidate is
-    worse. Harm is the average of the e-processes that start at each step, checked on the schedule of `Checks`."""
+    """Harm and non-inferiority of one unbounded mean, or one ratio of sums, by the relative change. Here a change is a *badness*: positive
+    where the candidate is worse. Harm is the average of the e-processes that start at each step, checked on the schedule of `Checks`."""
 
     def __init__(self, plan: GuardrailPlan) -> None:
+        columns = 2 if plan.kind == "ratio" else 1
         self._plan = plan
-        self._restarts = [_Restart() for _ in range(plan.steps)]
+        self._restarts = [_Restart(columns) for _ in range(plan.steps)]
         self._checks = Checks(plan.steps)
         self._covariate = MeanCovariate()
-        self._raw = {"control": _Sums(), "candidate": _Sums()}
+        self._raw = {"control": _Sums(columns), "candidate": _Sums(columns)}
         self._step, self._pairs = 0, 0
         self._alarm: tuple[float, float] | None = None  # log evidence and bound when harm was found
 
     def add(self, batch: Batch) -> None:
         for start, end, due in self._checks.pieces(batch.step):
             step, candidate, raw = batch.step[start:end], batch.candidate[start:end], batch.value[start:end]
-            self._raw["control"].add(raw[~candidate])
-            self._raw["candidate"].add(raw[candidate])
-            values = self._covariate.adjust(raw, batch.past[start:end], candidate)
+            under = self._under(batch, start, end)
+            noise = raw - self._covariate.rate * under[0] if under else raw
+            values = self._covariate.adjust(raw, noise, batch.past[start:end], candidate)
+            for arm, rows in (("control", ~candidate), ("candidate", candidate)):
+                self._raw[arm].add([column[rows] for column in (raw, *under)])
+            columns = [values, *under]
             for j, restart in enumerate(self._restarts[: int(step.max()) + 1]):
-                restart.control.add(values[(step >= j) & ~candidate])
-                restart.candidate.add(values[(step >= j) & candidate])
+                restart.control.add([column[(step >= j) & ~candidate] for column in columns])
+                restart.candidate.add([column[(step >= j) & candidate] for column in columns])
             self._look(int(step.max()), due)
 
     def add_pairs(self, control: Batch, candidate: Batch) -> None:
         """Both halves of a pair are one unit's, whose past is the same on both sides: no covariate."""
         steps = np.minimum(control.step, candidate.step)
         for start, end, due in self._checks.pieces(steps):
-            mine, theirs = control.value[start:end], candidate.value[start:end]
+            mine, theirs = ([arm.value[start:end], *self._under(arm, start, end)] for arm in (control, candidate))
             self._raw["control"].add(mine)
             self._raw["candidate"].add(theirs)
             for j, restart in enumerate(self._restarts[: int(steps[start:end].max()) + 1]):
                 rows = steps[start:end] >= j
-                restart.control.add(mine[rows])
-                restart.candidate.add(theirs[rows])
-                restart.difference.add((theirs - mine)[rows])
+                ours, others = ([column[rows] for column in columns] for columns in (mine, theirs))
+                restart.control.add(ours)
+                restart.candidate.add(others)
+                restart.products.add(ours, others)
             self._pairs += end - start
             self._look(int(steps[start:end].max()), due)
+
+    def _under(self, batch: Batch, start: int, end: int) -> list[Floats]:
+        """The denominators of a ratio; a mean has none."""
+        return [batch.weight[start:end]] if self._plan.kind == "ratio" else []
 
     def _look(self, step: int, due: bool) -> None:
         self._step = max(self._step, step)
         if not due:
             return
-        self._covariate.refresh()
+        self._covariate.refresh(self._rate())
         if self._alarm is None and self._plan.guards:
             changes = self._changes()
             log_e = self._log_harm(changes, self._plan.tolerance)
             if log_e >= -math.log(self._plan.alpha_harm):
                 self._alarm = log_e, self._harm_bound(changes)
+
+    def _rate(self) -> float:
+        """A ratio's value over both arms so far; 0 for a mean."""
+        arms = [sums.moments for sums in self._raw.values()] if self._plan.kind == "ratio" else []
+        n = sum(moments.n for moments in arms)
+        return sum(moments.mean * moments.n for moments in arms) / n if n else 0.0
 
     def _changes(self) -> list[Change]:
         """Of the restarts that have ground for a bound."""

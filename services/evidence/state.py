@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from services.evidence.errors import StateFault
 
 Floats = NDArray[np.float64]
-VERSION = 3
+VERSION = 4
 MEMORY = 4_096
 """Units that are remembered by name: most of a day at 5,000 a day, six minutes at a million."""
 _ARMS = ("control", "candidate", "pair")

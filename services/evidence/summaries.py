@@ -6,13 +6,16 @@ Built by the rollout controller (`UnitValue`, `GuardrailPlan`) and shown by the 
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from services.evidence.errors import ClockFault, PlanFault, ValueFault
 
 Direction = Literal["lower", "higher"]
 """Which direction of the metric is better."""
-Kind = Literal["rate", "boundedMean", "mean", "quantile"]
+Kind = Literal["rate", "boundedMean", "mean", "ratio", "quantile"]
+"""`ratio`: a ratio of sums over users, such as tokens by seconds."""
+RELATIVE = ("mean", "ratio", "quantile")
+"""Kinds whose margins are shares of control's value."""
 Mode = Literal["nonInferior", "harmOnly", "goal"]
 """`nonInferior`: harm is watched, and non-inferiority must be shown. `harmOnly`: harm alone. `goal`: an improvement is to be shown."""
 Arm = Literal["control", "candidate"]
@@ -26,8 +29,8 @@ class UnitValue:
     of the exposure.
 
     `value`: 0 or 1 for a rate, within the bounds for a bounded mean, ≥ 0 for a mean, ≥ 0 or +inf (no first token) for a
-    quantile. `past`: the mean of the metric over the unit's own past, closed before the exposure; it makes rates, bounded means and means
-    sharper. None: no past is known.
+    quantile; of a ratio the unit's part of the numerator, and `weight` ≥ 0 its part of the denominator. `past`: the mean (or ratio) of the
+    metric over the unit's own past, closed before the exposure; it makes all kinds but quantiles sharper. None: no past is known.
     """
 
     unit: str
@@ -37,6 +40,7 @@ class UnitValue:
     step: int
     value: float
     past: float | None = None
+    weight: float = 1.0
 
     @property
     def order(self) -> tuple[float, str]:
@@ -48,7 +52,7 @@ class UnitValue:
 class GuardrailPlan:
     """How one metric is judged in one stage: fixed when the stage starts, never changed in it.
 
-    `margin` is absolute for rates and bounded means, relative (0.2 = 20 %) for means and quantiles: the worsening that
+    `margin` is absolute for rates and bounded means, relative (0.2 = 20 %) for the other kinds: the worsening that
     is tolerated; for a goal, the least improvement that counts. `alpha_harm` is already divided by the number of metrics
     and segments; a goal does not use it. `alpha_promote` is the level at which non-inferiority or a goal's improvement
     is shown. `design_prior` is the stable arm's rate over the same
@@ -75,12 +79,12 @@ class GuardrailPlan:
         low, high = self.bounds
         width = high - low if self.kind == "boundedMean" else 1.0
         checks = {
-            "kind is rate, boundedMean, mean or quantile": self.kind in ("rate", "boundedMean", "mean", "quantile"),
+            "kind is rate, boundedMean, mean, ratio or quantile": self.kind in get_args(Kind),
             "direction is lower or higher": self.direction in ("lower", "higher"),
             "mode is nonInferior, harmOnly or goal": self.mode in ("nonInferior", "harmOnly", "goal"),
             "bounds are finite and ascending": math.isfinite(low) and math.isfinite(high) and low < high,
-            "the margin is relative for means and quantiles, absolute otherwise": self.relative
-            == (self.kind in ("mean", "quantile")),
+            "the margin is relative for means, ratios and quantiles, absolute otherwise": self.relative
+            == (self.kind in RELATIVE),
             "the margin is at least 0 and leaves room within the metric's range": (
                 0 <= self.margin < math.inf and 1 + self.sign * self.tolerance > 0
                 if self.relative
@@ -122,7 +126,7 @@ class GuardrailPlan:
         """The least and the largest value that a unit can have."""
         if self.kind == "boundedMean":
             return self.bounds
-        return 0.0, {"rate": 1.0, "mean": LARGEST_MEAN, "quantile": math.inf}[self.kind]
+        return 0.0, {"rate": 1.0, "quantile": math.inf}.get(self.kind, LARGEST_MEAN)
 
     def check(self, value: UnitValue) -> None:
         """Raises ValueFault or ClockFault when the value cannot be one of this metric."""
@@ -130,6 +134,10 @@ class GuardrailPlan:
         if not low <= value.value <= high or (self.kind == "rate" and value.value not in (0.0, 1.0)):
             raise ValueFault(
                 f"{self.metric}: {value.value!r} of unit {value.unit!r} cannot be the value of a {self.kind}"
+            )
+        if not 0 <= value.weight <= LARGEST_MEAN:
+            raise ValueFault(
+                f"{self.metric}: {value.weight!r} of unit {value.unit!r} cannot be the weight of a {self.kind}"
             )
         if value.past is not None and not low <= value.past <= high:
             raise ValueFault(f"{self.metric}: {value.past!r} cannot be the past of unit {value.unit!r}")

@@ -23,7 +23,7 @@ from services.evidence import (
 from services.rollout.balance import HALVES, Balance, measured_alike
 from services.rollout.observed import EvidenceView, Ratio
 from services.rollout.resources import key_of, split_key
-from services.rollout.unit_values import MAY_LACK, pair_values, past_values, spoke, tenant_of, unit_values
+from services.rollout.unit_values import MAY_LACK, Value, pair_values, parts, past_values, spoke, tenant_of, unit_values
 from services.rollout.watch_fold import Watch
 from services.store import ClosedUnit, Judgement, MirroredPair
 
@@ -76,13 +76,11 @@ class Evidence:
                 self._count(f"feedback_{arm}")
             key = f"{exposure.step}:{arm}"
             self.by_step[key] = self.by_step.get(key, 0) + 1
-            tenant, times, past = (
-                tenant_of(unit.observations),
-                (exposure.first_at, exposure.closes_at),
-                past_values(unit.past),
-            )
-            for metric, value in unit_values(unit, salt).items():
-                one = UnitValue(exposure.unit, arm, *times, exposure.step, value, past.get(metric))
+            tenant, past = tenant_of(unit.observations), past_values(unit.past)
+            when = exposure.first_at, exposure.closes_at, exposure.step
+            for metric, found in unit_values(unit, salt).items():
+                value, weight = parts(found)
+                one = UnitValue(exposure.unit, arm, *when, value, past.get(metric), weight)
                 for key in self._keys(metric, tenant):
                     values[key].append(one)
                 self._measure(metric, arm)
@@ -218,10 +216,11 @@ class Evidence:
             self._void(str(error), misassigned=isinstance(error, AssignmentFault))
 
 
-def _paired(unit: str, at: float, closes_at: float, both: tuple[float, float]) -> tuple[UnitValue, UnitValue]:
+def _paired(unit: str, at: float, closes_at: float, both: tuple[Value, Value]) -> tuple[UnitValue, UnitValue]:
+    (stable, seconds), (candidate, theirs) = map(parts, both)
     return (
-        UnitValue(unit, "control", at, closes_at, 0, both[0]),
-        UnitValue(unit, "candidate", at, closes_at, 0, both[1]),
+        UnitValue(unit, "control", at, closes_at, 0, stable, None, seconds),
+        UnitValue(unit, "candidate", at, closes_at, 0, candidate, None, theirs),
     )
 
 

@@ -17,7 +17,7 @@ from services.rollout.balance import ALPHA, GROSS
 from services.rollout.experiment_results import Result, conclude
 from services.rollout.resources_experiment import Comparison, Experiment
 from services.rollout.resources_metrics import METRICS
-from services.rollout.unit_values import MAY_LACK, past_values, unit_values
+from services.rollout.unit_values import MAY_LACK, parts, past_values, unit_values
 from services.store import ClosedUnit
 
 SCHEMA: Final = 1
@@ -70,11 +70,13 @@ class ExperimentEvidence:
                 return
             self.ratio.update({exposure.arm: 1})
             past = past_values(unit.past)
-            for metric, value in unit_values(unit, salt).items():
+            for metric, found in unit_values(unit, salt).items():
                 if metric in self.measured:
                     self.measured[metric].update({exposure.arm: 1})
                 arm: Literal["control", "candidate"] = "control" if exposure.arm == self.names[0] else "candidate"
-                one = UnitValue(exposure.unit, arm, exposure.first_at, exposure.closes_at, 0, value, past.get(metric))
+                value, weight = parts(found)
+                when = exposure.first_at, exposure.closes_at, 0
+                one = UnitValue(exposure.unit, arm, *when, value, past.get(metric), weight)
                 for key in self._concerned(exposure.arm, metric):
                     values[key].append(one)
         if closed:

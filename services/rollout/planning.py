@@ -33,7 +33,7 @@ ASSUMED: Final[Mapping[str, Stable]] = {
     "errors": Stable(rate=0.01),
     "rate": Stable(rate=0.05),
     "boundedMean": Stable(spread=0.5),
-    "mean": Stable(spread=0.3),
+    "ratio": Stable(spread=0.3),
     "quantile": Stable(spread=0.5, missing=0.01),
     "rating": Stable(spread=0.4, share=0.05),
 }

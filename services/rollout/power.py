@@ -41,9 +41,10 @@ _NORMAL: Final = NormalDist()
 class Stable:
     """What is known of stable's values of one metric.
 
-    `rate`: share of users for a rate. `spread`: coefficient of variation of a mean, standard deviation of a quantile's metric's logarithm,
-    standard deviation of the pairs' differences of a bounded mean as a share of its range. `missing`: share of users without a value,
-    which counts as infinite in a quantile. `share`: of the users who say anything, where only those count.
+    `rate`: share of users for a rate. `spread`: coefficient of variation of a mean (of a ratio, that of its users' linear parts), standard
+    deviation of a quantile's metric's logarithm, standard deviation of the pairs' differences of a bounded mean as a share of its range.
+    `missing`: share of users without a value, which counts as infinite in a quantile. `share`: of the users who say anything, where only
+    those count.
     """
 
     rate: float = 0.0
@@ -63,7 +64,7 @@ def chance_of_alarm(plan: GuardrailPlan, stable: Stable, users: float, effect: f
         margin, outcomes = _scaled(plan), _outcomes(plan, stable, effect)
         return _crossing(users, level, *_walk(outcomes, margin, _adaptive_bet(outcomes, margin, 1.0), 1.0))
     level = plan.alpha_harm / plan.steps
-    if plan.kind == "mean":
+    if plan.kind in ("mean", "ratio"):
         return _normal(effect - plan.margin - _halfwidth(stable, users, level), _mean_noise(stable, users))
     return _quantile_chance(plan, stable, users, level, math.log1p(effect) - math.log1p(plan.margin))
 
@@ -81,7 +82,7 @@ def chance_of_showing(plan: GuardrailPlan, stable: Stable, users: float) -> floa
             bets.append((float(design_bets(plan.design_prior, np.array([margin]))[0]), 0.0))
         level = math.log(len(bets) / plan.alpha_promote)
         return max(_crossing(users, level + regret, *_walk(outcomes, margin, bet, -1.0)) for bet, regret in bets)
-    if plan.kind == "mean":
+    if plan.kind in ("mean", "ratio"):
         return _normal(plan.margin - _halfwidth(stable, users, plan.alpha_promote), _mean_noise(stable, users))
     margin = math.log1p(plan.margin) if plan.direction == "lower" else -math.log1p(-plan.margin)
     return _quantile_chance(plan, stable, users, plan.alpha_promote, margin)

@@ -23,7 +23,7 @@ BOTH: Final[tuple[GuardedStage, ...]] = ("rehearsal", "canary")
 class Measured:
     """One metric: its kind of statistic, which direction is better, where it is measured, and what a margin must stay below."""
 
-    kind: Literal["rate", "boundedMean", "mean", "quantile"]
+    kind: Literal["rate", "boundedMean", "ratio", "quantile"]
     higher: bool = False
     stages: tuple[GuardedStage, ...] = BOTH
     widest: float = 1.0
@@ -32,13 +32,13 @@ class Measured:
     @property
     def relative(self) -> bool:
         """Whether a margin is a share of stable's value; else it is absolute."""
-        return self.kind in ("mean", "quantile")
+        return self.kind in ("ratio", "quantile")
 
 
 METRICS: Final[dict[str, Measured]] = {
     "errors": Measured("rate"),
     "ttft": Measured("quantile", widest=100.0),
-    "tokensPerSecond": Measured("mean", higher=True),
+    "tokensPerSecond": Measured("ratio", higher=True),
     "feedback": Measured("rate", stages=("canary",)),
     "judge": Measured("boundedMean", higher=True, stages=("rehearsal",)),
     "escalations": Measured("rate", stages=("canary",)),
@@ -70,7 +70,7 @@ def split_key(key: str) -> tuple[str, str | None]:
 
 _MEANING: Final = (
     "`errors`: users with a failed request; `ttft`: seconds to the first token; `interTokenGap`: mean seconds between the tokens of an "
-    "answer; `duration`: seconds to the end of an answer; `tokensPerSecond`: mean per user; `feedback`: users with a bad mark; "
+    "answer; `duration`: seconds to the end of an answer; `tokensPerSecond`: tokens by the seconds that they took; `feedback`: users with a bad mark; "
     "`escalations`, `retries`: users with one; `rating`: mean of 1 to 5 over users who rated; `judge`: judged quality of mirrored answers, "
     "0 to 1."
 )

@@ -1,10 +1,10 @@
 """What one closed unit, or one mirrored pair, is worth in each metric. Pure; called by `evidence_fold`.
 
-A missing outcome has a declared value, the same in both arms: failure 1, tokens per second 0, times infinite (also for a client that left
-before them). What was answered but not measured (tokens that nobody counted) has none; `evidence_fold` sees to it that both arms lack it
-equally often. Only the unit's own arm counts, and of it the first attempt: a fallback's answer is stable's. What the engine refused as the
-client's own mistake is left out; the gateway has seen to it that stable refused it too. An answer that a content filter withheld is no
-failure of its engine: it counts with the times and tokens that were measured.
+A missing outcome has a declared value, the same in both arms: failure 1, no tokens in the seconds that it took, times infinite (also for
+a client that left before them). What was answered but not measured (tokens that nobody counted) has none; `evidence_fold` sees to it that
+both arms lack it equally often. Only the unit's own arm counts, and of it the first attempt: a fallback's answer is stable's. What the
+engine refused as the client's own mistake is left out; the gateway has seen to it that stable refused it too. An answer that a content
+filter withheld is no failure of its engine: it counts with the times and tokens that were measured.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import hashlib
 import hmac
 import math
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from services.store import ClosedUnit, MirroredPair, Observation, Past, is_bad_mark
 
@@ -22,13 +22,26 @@ MAY_LACK: Final = frozenset({"ttft", "interTokenGap", "duration", "tokensPerSeco
 _TIMES: Final = ("ttft", "interTokenGap", "duration")
 
 
-def unit_values(unit: ClosedUnit, salt: bytes) -> dict[str, float]:
+class Speed(NamedTuple):
+    """A part of tokens per second, which is a ratio of sums: an arm's tokens by the seconds that they took."""
+
+    tokens: float
+    seconds: float
+
+
+Value = float | Speed
+
+
+def unit_values(unit: ClosedUnit, salt: bytes) -> dict[str, Value]:
     """Metric -> value, over the unit's horizon. A metric that the unit cannot have (it never streamed, gave no rating) is not there."""
     rows = _own(unit)
     attempts = [row for row in rows if row.outcome != "client_error"]
-    values = {"errors": float(any(row.outcome == "error" for row in attempts) or not rows), **_said(unit)}
+    values: dict[str, Value] = {
+        "errors": float(any(row.outcome == "error" for row in attempts) or not rows),
+        **_said(unit),
+    }
     if not rows:
-        return {**values, **dict.fromkeys(_TIMES, math.inf), "tokensPerSecond": 0.0}
+        return {**values, **dict.fromkeys(_TIMES, math.inf), "tokensPerSecond": Speed(0.0, 0.0)}
     # One request a unit, by a keyed hash: no user's many requests count more, and nobody can choose which one counts.
     drawn = sorted(attempts, key=lambda row: _draw(salt, row)) if len(attempts) > 1 else attempts
     if drawn:
@@ -39,19 +52,28 @@ def unit_values(unit: ClosedUnit, salt: bytes) -> dict[str, float]:
         _put(values, "interTokenGap", _gap(streamed))
     speeds = [speed for row in attempts if (speed := _speed(row)) is not None]
     if speeds:
-        values["tokensPerSecond"] = math.fsum(speeds) / len(speeds)
+        values["tokensPerSecond"] = Speed(*(math.fsum(column) for column in zip(*speeds, strict=True)))
     return values
+
+
+def plain_values(unit: ClosedUnit, salt: bytes) -> dict[str, float]:
+    """Those of `unit_values` that are one number."""
+    return {metric: value for metric, value in unit_values(unit, salt).items() if not isinstance(value, Speed)}
+
+
+def parts(value: Value) -> tuple[float, float]:
+    """Value and weight for the evidence."""
+    return value if isinstance(value, Speed) else (value, 1.0)
 
 
 def past_values(past: Past | None) -> dict[str, float]:
-    """Metric -> mean over the unit's requests before its exposure. Quantiles have none: no covariate sharpens them."""
+    """Metric -> mean, or ratio, over the unit's requests before its exposure. Quantiles have none: no covariate sharpens them."""
     if past is None:
         return {}
     marked = {"errors": past.failed, "feedback": past.bad, "escalations": past.escalations, "retries": past.retries}
+    means = {"tokensPerSecond": past.tokens_per_second, "rating": past.rating}
     values = {metric: count / past.requests for metric, count in marked.items()}
-    _put(values, "tokensPerSecond", past.tokens_per_second)
-    _put(values, "rating", past.rating)
-    return values
+    return values | {metric: mean for metric, mean in means.items() if mean is not None}
 
 
 def tenant_of(rows: Iterable[Observation | None]) -> str | None:
@@ -64,7 +86,7 @@ def spoke(unit: ClosedUnit) -> bool:
     return bool(_own_feedback(unit))
 
 
-def pair_values(pair: MirroredPair) -> dict[str, tuple[float | None, float | None]]:
+def pair_values(pair: MirroredPair) -> dict[str, tuple[Value | None, Value | None]]:
     """Metric -> (stable's value, candidate's value), None where one was not measured. A prompt that both refused is worth nothing."""
     sides = (pair.stable, pair.candidate)
     if all(side is not None and side.outcome == "client_error" for side in sides):
@@ -87,7 +109,7 @@ def _draw(salt: bytes, row: Observation) -> bytes:
     return hmac.digest(salt, row.request_id.encode(), hashlib.sha256)
 
 
-def _put(values: dict[str, float], metric: str, value: float | None) -> None:
+def _put(values: dict[str, Value], metric: str, value: float | None) -> None:
     if value is not None:
         values[metric] = value
 
@@ -118,13 +140,15 @@ def _duration(row: Observation | None) -> float:
     return math.inf if row is None or row.outcome in ("error", "client_error", "cancelled") else row.duration
 
 
-def _speed(row: Observation | None) -> float | None:
-    """Tokens per second of one answer; None where nobody counted the tokens of an answer, or of the part that came."""
-    if row is None or row.outcome in ("error", "client_error"):
-        return 0.0
+def _speed(row: Observation | None) -> Speed | None:
+    """Of one answer; None where nobody counted the tokens of an answer, or of the part that came."""
+    if row is None:
+        return Speed(0.0, 0.0)
+    if row.outcome in ("error", "client_error"):
+        return Speed(0.0, row.duration)
     if row.tokens_out is None:
-        return 0.0 if row.outcome == "cancelled" and row.ttft is None else None
-    return row.tokens_out / row.duration if row.duration > 0 else 0.0
+        return Speed(0.0, row.duration) if row.outcome == "cancelled" and row.ttft is None else None
+    return Speed(row.tokens_out, row.duration)
 
 
 def _own_feedback(unit: ClosedUnit) -> Sequence[tuple[str, float | None]]:

@@ -20,7 +20,7 @@ from services.evidence import Hour, ShiftDetector, fleet_arl, history_bounds, is
 from services.evidence.detectors import Shift
 from services.rollout.observed import Alarm
 from services.rollout.resources import METRICS, Guardrail, LLMService
-from services.rollout.unit_values import unit_values
+from services.rollout.unit_values import plain_values
 from services.store import ClosedUnit, History
 
 PROMPT: Final = ("errors", "ttft", "interTokenGap", "duration")
@@ -88,7 +88,7 @@ class Watch:
     def _fold(self, metrics: Sequence[str], visits: Sequence[ClosedUnit], salt: bytes, cursor: Cursor) -> Cursor:
         mine = [one for one in self.watched if one.metric in metrics]
         for visit in visits:
-            at, values = visit.exposure.first_at, unit_values(visit if metrics is SAID else _first(visit), salt)
+            at, values = visit.exposure.first_at, plain_values(visit if metrics is SAID else _first(visit), salt)
             for one in mine:
                 if one.metric in values:
                     one.add(values[one.metric], at)
@@ -205,8 +205,8 @@ def _measured(history: Sequence[ClosedUnit], names: Sequence[str], salt: bytes) 
     found: dict[str, dict[int, list[float]]] = {metric: defaultdict(list) for metric in names}
     for visit in history:
         hour = hour_of_week(visit.exposure.first_at)
-        whole = unit_values(visit, salt)
-        first = whole if len(visit.observations) == 1 else unit_values(_first(visit), salt)
+        whole = plain_values(visit, salt)
+        first = whole if len(visit.observations) == 1 else plain_values(_first(visit), salt)
         for metric in names:
             values = first if metric in PROMPT else whole
             if metric in values and _coin(metric, values[metric], None) is not None:

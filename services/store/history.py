@@ -43,7 +43,7 @@ class _Bucket:
     requests: int = 0
     errors: int = 0
     ttft: list[float] = field(default_factory=list)
-    speed: list[float] = field(default_factory=list)
+    speed: list[tuple[float, float]] = field(default_factory=list)
     up: int = 0
     down: int = 0
 
@@ -61,8 +61,8 @@ class History:
 
         Returns:
             {units, requests, failure_rate, bad_feedback_rate, ttft_p50, tokens_per_second, since}. Rates are shares of units with a
-            failure, or with a bad mark given within the horizon; ttft_p50 in seconds over streamed requests; tokens_per_second the mean
-            over answered requests of tokens out per second of duration; `since` where reading began. None where nothing was measured.
+            failure, or with a bad mark given within the horizon; ttft_p50 in seconds over streamed requests; tokens_per_second those
+            of answered requests by their durations; `since` where reading began. None where nothing was measured.
         """
         ours = and_(
             observations.c.service == service,
@@ -101,7 +101,7 @@ class History:
             "failure_rate": fmean(unit.failed for unit in units.values()) if units else None,
             "bad_feedback_rate": fmean(unit.bad for unit in units.values()) if units else None,
             "ttft_p50": median(ttft) if ttft else None,
-            "tokens_per_second": fmean(speed) if speed else None,
+            "tokens_per_second": _ratio(speed),
             "since": since,
         }
 
@@ -202,11 +202,13 @@ class History:
             ]
 
 
-def _by_unit(rows: Sequence[Any], now: float, horizon: float) -> tuple[dict[str, _Unit], list[float], list[float], int]:
+def _by_unit(
+    rows: Sequence[Any], now: float, horizon: float
+) -> tuple[dict[str, _Unit], list[float], list[tuple[float, float]], int]:
     """Units whose horizon is over, and the TTFTs, speeds and number of their requests within it; rows come by time."""
     units: dict[str, _Unit] = {}
     ttft: list[float] = []
-    speed: list[float] = []
+    speed: list[tuple[float, float]] = []
     requests = 0
     for row in rows:
         unit = units.setdefault(row.unit, _Unit(row.started_at))
@@ -219,11 +221,16 @@ def _by_unit(rows: Sequence[Any], now: float, horizon: float) -> tuple[dict[str,
     return {name: unit for name, unit in units.items() if unit.requests}, ttft, speed, requests
 
 
-def _measure(row: Any, ttft: list[float], speed: list[float]) -> None:
+def _measure(row: Any, ttft: list[float], speed: list[tuple[float, float]]) -> None:
     if row.streamed and row.ttft is not None:
         ttft.append(row.ttft)
     if row.outcome == "ok" and row.tokens_out is not None and row.duration > 0:
-        speed.append(row.tokens_out / row.duration)
+        speed.append((row.tokens_out, row.duration))
+
+
+def _ratio(speed: list[tuple[float, float]]) -> float | None:
+    """Tokens per second: all tokens by all seconds."""
+    return sum(tokens for tokens, _ in speed) / sum(seconds for _, seconds in speed) if speed else None
 
 
 def _described(at: float, arm: str, bucket: _Bucket) -> Mapping[str, Any]:
@@ -233,7 +240,7 @@ def _described(at: float, arm: str, bucket: _Bucket) -> Mapping[str, Any]:
         "requests": bucket.requests,
         "errors": bucket.errors,
         "ttft_p50": median(bucket.ttft) if bucket.ttft else None,
-        "tokens_per_second": fmean(bucket.speed) if bucket.speed else None,
+        "tokens_per_second": _ratio(bucket.speed),
         "thumbs_up": bucket.up,
         "thumbs_down": bucket.down,
     }

@@ -30,10 +30,7 @@ from services.store.schema import feedback, observations, stored
 PAST_SECONDS: Final = 7 * 86_400.0
 """A week: one of each day. It bounds what is read of a user."""
 
-_SPEED: Final = case(
-    (observations.c.outcome == "error", 0.0),
-    (observations.c.duration > 0, cast(observations.c.tokens_out, Float(53)) / observations.c.duration),
-)
+_TOKENS: Final = case((observations.c.outcome == "error", 0), else_=observations.c.tokens_out)
 _BAD: Final = or_(
     and_(feedback.c.kind == "thumb", feedback.c.value < 0),
     and_(feedback.c.kind == "rating", feedback.c.value <= 2),
@@ -51,7 +48,8 @@ def pasts_of(connection: Connection, page: Select[Any], as_of: float | None) -> 
             units.c.first_at,
             observations.c.request_id,
             case((observations.c.outcome == "error", 1), else_=0).label("failed"),
-            _SPEED.label("speed"),
+            _TOKENS.label("tokens"),
+            case((_TOKENS.is_not(None), observations.c.duration)).label("seconds"),
         )
         .select_from(units.join(observations, observations.c.unit == units.c.unit))
         .where(
@@ -75,7 +73,8 @@ def pasts_of(connection: Connection, page: Select[Any], as_of: float | None) -> 
         literal_column("1").label("requests"),
         before.c.failed,
         *(zero.label(name) for name in ("bad", "retries", "escalations")),
-        before.c.speed,
+        before.c.tokens,
+        before.c.seconds,
         none.label("rating"),
     )
     # Of each request once, however many marks it has. A union and no outer join, for which SQLite would make no index.
@@ -87,7 +86,8 @@ def pasts_of(connection: Connection, page: Select[Any], as_of: float | None) -> 
             func.max(case((_BAD, 1), else_=0)).label("bad"),
             func.max(case((feedback.c.kind == "retry", 1), else_=0)).label("retries"),
             func.max(case((feedback.c.kind == "escalation", 1), else_=0)).label("escalations"),
-            none.label("speed"),
+            none.label("tokens"),
+            none.label("seconds"),
             func.avg(case((feedback.c.kind == "rating", feedback.c.value))).label("rating"),
         )
         .select_from(before.join(feedback, feedback.c.request_id == before.c.request_id))
@@ -96,7 +96,8 @@ def pasts_of(connection: Connection, page: Select[Any], as_of: float | None) -> 
     )
     both = union_all(asked, said).subquery()
     counted = (func.sum(both.c[name]) for name in ("requests", "failed", "bad", "retries", "escalations"))
-    query = select(both.c.unit, *counted, func.avg(both.c.speed), func.avg(both.c.rating)).group_by(both.c.unit)
+    speed = func.sum(both.c.tokens) / func.nullif(func.sum(both.c.seconds), 0.0)
+    query = select(both.c.unit, *counted, speed, func.avg(both.c.rating)).group_by(both.c.unit)
     return {
         unit: Past(
             int(requests), int(failed), int(bad), int(retries), int(escalations), _rounded(speed), _rounded(rating)

@@ -48,7 +48,7 @@ class Past:
     retries: int
     escalations: int
     tokens_per_second: float | None
-    """Mean over requests; a failed one has 0."""
+    """Tokens by seconds, over requests; a failed one has no tokens."""
     rating: float | None
     """Mean over rated requests."""
 

@@ -30,8 +30,8 @@ class Usage:
             {users, requests, seconds, users_per_day, growth, busiest_share, ttft_spread, ttft_missing, tokens_per_second_spread}.
             Different users within t days are about users_per_day · t^growth: 1 where all are new, 0 where always the same come.
             busiest_share: the largest part of the requests under one user. ttft_spread: standard deviation of the logarithm of the users'
-            first TTFT, by its median and 95th percentile; ttft_missing: share of users without one; tokens_per_second_spread: standard
-            deviation over mean of the users' means; None where nothing was measured.
+            first TTFT, by its median and 95th percentile; ttft_missing: share of users without one; tokens_per_second_spread: of
+            tokens by seconds with users as units, the linear parts' standard deviation over the ratio; None where nothing was measured.
         """
         rows = observations.c
         names = ("unit", "started_at", "attempt", "outcome", "streamed", "ttft", "tokens_out", "duration")
@@ -74,19 +74,25 @@ def _growth(asked: Sequence[tuple[float, str]], seconds: float) -> float:
 
 def _spreads(rows: Sequence[Any]) -> dict[str, float | None]:
     first: dict[str, float | None] = {}
-    speeds: dict[str, list[float]] = {}
+    sums: dict[str, list[float]] = {}
     for row in rows:
         if row.attempt == 0 and row.streamed:
             first.setdefault(row.unit, row.ttft)
         if row.outcome == "ok" and row.tokens_out is not None and row.duration > 0:
-            speeds.setdefault(row.unit, []).append(row.tokens_out / row.duration)
+            mine = sums.setdefault(row.unit, [0.0, 0.0])
+            mine[0], mine[1] = mine[0] + row.tokens_out, mine[1] + row.duration
     ttft = sorted(value for value in first.values() if value)
     spread = None
     if len(ttft) >= 20:
         spread = math.log(ttft[math.ceil(0.95 * len(ttft)) - 1] / ttft[math.ceil(0.5 * len(ttft)) - 1]) / 1.645
-    means = [fmean(of) for of in speeds.values()]
     return {
         "ttft_spread": spread,
         "ttft_missing": None if not first else 1 - len(ttft) / len(first),
-        "tokens_per_second_spread": stdev(means) / fmean(means) if len(means) >= 20 and fmean(means) > 0 else None,
+        "tokens_per_second_spread": _ratio_spread(list(sums.values())) if len(sums) >= 20 else None,
     }
+
+
+def _ratio_spread(sums: Sequence[Sequence[float]]) -> float | None:
+    """Of (numerator, denominator) per unit: the standard deviation of the units' linear parts over the ratio of the sums."""
+    over, under = (fmean(column) for column in zip(*sums, strict=True))
+    return stdev(x / over - w / under for x, w in sums) if over > 0 else None

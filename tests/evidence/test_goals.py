@@ -24,6 +24,7 @@ GOAL = GuardrailPlan(
 GOALS = {
     "rate": GOAL,
     "mean": replace(GOAL, metric="speed", kind="mean", relative=True),
+    "ratio": replace(GOAL, metric="speed", kind="ratio", relative=True),
     "quantile": replace(GOAL, metric="ttft", kind="quantile", relative=True, quantile=0.5, direction="lower"),
 }
 

@@ -29,8 +29,9 @@ RATE = GuardrailPlan(
 )  # fmt: skip
 BOUNDED = replace(RATE, metric="rating", kind="boundedMean", direction="higher", design_prior=None, bounds=(1.0, 5.0))
 MEAN = replace(RATE, metric="tokens", kind="mean", direction="higher", relative=True, design_prior=None)
+RATIO = replace(MEAN, metric="speed", kind="ratio")
 QUANTILE = replace(RATE, metric="ttft", kind="quantile", relative=True, quantile=0.5, design_prior=None)
-PLANS = {plan.metric: plan for plan in (RATE, BOUNDED, MEAN, QUANTILE)}
+PLANS = {plan.metric: plan for plan in (RATE, BOUNDED, MEAN, RATIO, QUANTILE)}
 UNIT = UnitValue("u", "control", 0.0, 60.0, 0, 1.0)
 
 
@@ -53,7 +54,8 @@ def streams(draw: st.DrawFn, plan: GuardrailPlan) -> list[UnitValue]:
         past = None if before is None else 1 + 4 * before if plan.kind == "boundedMean" else before
         arm: Arm = "candidate" if candidate else "control"
         step = i * plan.steps // len(units)
-        made.append(UnitValue(f"u{i:04d}", arm, clock, clock + 60, step, _value(plan, x), past))
+        weight = float(wait) if plan.kind == "ratio" else 1.0
+        made.append(UnitValue(f"u{i:04d}", arm, clock, clock + 60, step, _value(plan, x), past, weight))
     return made
 
 
@@ -213,13 +215,14 @@ def test_rehearsed_pairs(metric: str) -> None:
         guardrail.update([pairs[0][0]])
 
 
-def test_pairing_sharpens_a_mean() -> None:
+@pytest.mark.parametrize("plan", [MEAN, RATIO])
+def test_pairing_sharpens_a_mean(plan: GuardrailPlan) -> None:
     """The same prompts on both sides: what prompts differ in cancels, which two independent arms cannot use."""
-    paired, apart = (Guardrail(replace(MEAN, steps=1, margin=0.2)) for _ in range(2))
+    paired, apart = (Guardrail(replace(plan, steps=1, margin=0.2)) for _ in range(2))
     for i in range(100):
-        base = 100 + 60 * math.sin(i)
-        control = UnitValue(f"{i:03d}", "control", i, i + 60, 0, base)
-        candidate = UnitValue(f"{i:03d}", "candidate", i, i + 60, 0, base * 0.95 + i % 3)
+        base, weight = 100 + 60 * math.sin(i), 1.0 + (i % 4 if plan is RATIO else 0)
+        control = UnitValue(f"{i:03d}", "control", i, i + 60, 0, base * weight, None, weight)
+        candidate = UnitValue(f"{i:03d}", "candidate", i, i + 60, 0, (base * 0.95 + i % 3) * weight, None, weight)
         paired.update_pairs([(control, candidate)])
         apart.update([control, replace(candidate, unit=f"{i:03d}c")])
     assert paired.reading().non_inferior

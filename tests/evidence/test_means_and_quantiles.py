@@ -11,17 +11,20 @@ from services.evidence import (
     GuardrailPlan,
     Moments,
     UnitValue,
+    ValueFault,
     asymptotic_halfwidth,
     quantile_ab_pvalue,
     quantile_ranks,
     relative_interval,
 )
-from services.evidence.means import log_asymptotic_e
+from services.evidence.means import _Products, _Sums, log_asymptotic_e
 from services.evidence.quantiles import Bins, Sample, log_ratio_evidence
 from services.evidence.summaries import Arm
 
+Tested = Literal["mean", "ratio", "quantile"]
 
-def _plan(kind: Literal["mean", "quantile"], steps: int = 1) -> GuardrailPlan:
+
+def _plan(kind: Tested, steps: int = 1) -> GuardrailPlan:
     return GuardrailPlan(
         metric="m", kind=kind, direction="lower", margin=0.2, relative=True, mode="nonInferior", steps=steps,
         alpha_harm=0.05, alpha_promote=0.05, quantile=0.5 if kind == "quantile" else None,
@@ -36,9 +39,14 @@ def _verdicts(plan: GuardrailPlan, ratio: float, units: int, runs: int) -> tuple
         values = np.exp(0.4 * rng.standard_normal(units))
         guardrail, ever = Guardrail(plan), False
         arms: tuple[Arm, Arm] = ("control", "candidate")
+        weights = (
+            rng.geometric(0.3, units).astype(float) if plan.kind == "ratio" else np.ones(units)
+        )  # requests of a user
         made = [
-            UnitValue(f"{i:05d}", arms[i % 2], i, i + 60, i * plan.steps // units, float(value * (1, ratio)[i % 2]))
-            for i, value in enumerate(values)
+            UnitValue(
+                f"{i:05d}", arms[i % 2], i, i + 60, i * plan.steps // units, value * (1, ratio)[i % 2], None, weight
+            )
+            for i, (value, weight) in enumerate(zip((values * weights).tolist(), weights.tolist(), strict=True))
         ]
         for start in range(0, units, 20):
             guardrail.update(made[start : start + 20])
@@ -48,16 +56,60 @@ def _verdicts(plan: GuardrailPlan, ratio: float, units: int, runs: int) -> tuple
     return harmful, passed
 
 
-@pytest.mark.parametrize(("kind", "steps"), [("mean", 1), ("mean", 3), ("quantile", 1)])
-def test_at_the_margin_neither_verdict_is_common(kind: Literal["mean", "quantile"], steps: int) -> None:
+@pytest.mark.parametrize(("kind", "steps"), [("mean", 1), ("mean", 3), ("ratio", 1), ("ratio", 3), ("quantile", 1)])
+def test_at_the_margin_neither_verdict_is_common(kind: Tested, steps: int) -> None:
     harmful, passed = _verdicts(_plan(kind, steps), ratio=1.2, units=400, runs=50)
     assert max(harmful, passed) <= 6  # 2.5 expected at 5 %; more than 6 has probability 1 %
 
 
-@pytest.mark.parametrize("kind", ["mean", "quantile"])
-def test_plain_cases_are_decided(kind: Literal["mean", "quantile"]) -> None:
+@pytest.mark.parametrize("kind", ["mean", "ratio", "quantile"])
+def test_plain_cases_are_decided(kind: Tested) -> None:
     assert _verdicts(_plan(kind), ratio=1.6, units=600, runs=10) == (10, 0)
     assert _verdicts(_plan(kind), ratio=0.9, units=800, runs=10) == (0, 10)
+
+
+def _sums(values: np.ndarray, weights: np.ndarray) -> _Sums:
+    sums = _Sums(2)
+    sums.add([values, weights])
+    return sums
+
+
+def test_a_ratio_of_sums_varies_as_repeated_draws_of_its_users_do() -> None:
+    """The delta method against the spread of 2,000 draws; both arms of a pair have one user's number of requests."""
+    rng = np.random.default_rng(5)
+    runs, users = 2000, 300
+    requests = rng.geometric(0.3, (runs, users)).astype(float)
+    shared = np.exp(0.3 * rng.standard_normal((runs, users)))
+    over = [requests * shared * np.exp(0.2 * rng.standard_normal((runs, users))) for _ in range(2)]
+    ratios = [values.sum(axis=1) / requests.sum(axis=1) for values in over]
+    variances, covariances = np.zeros((200, 2)), np.zeros(200)
+    for run in range(200):
+        arms = [_sums(values[run], requests[run]) for values in over]
+        assert [arm.moments.mean for arm in arms] == pytest.approx([found[run] for found in ratios])
+        variances[run] = [arm.moments.variance / users for arm in arms]
+        products = _Products(2)
+        products.add([over[0][run], requests[run]], [over[1][run], requests[run]])
+        covariances[run] = products.covariance(arms[0].slopes, arms[1].slopes)
+    assert variances.mean(axis=0) == pytest.approx(np.var(ratios, axis=1), rel=0.1)
+    assert covariances.mean() == pytest.approx(np.cov(*ratios)[0, 1], rel=0.1)
+
+
+def test_a_mean_is_a_ratio_by_ones() -> None:
+    values = np.exp(np.random.default_rng(2).standard_normal(200))
+    found, plain = _sums(values, np.ones(200)).moments, Moments()
+    for value in values.tolist():
+        plain.add(value)
+    assert (found.n, found.mean, found.variance) == pytest.approx((200, plain.mean, plain.variance))
+
+
+def test_nothing_by_nothing_is_no_ratio() -> None:
+    guardrail = Guardrail(_plan("ratio"))
+    guardrail.update(UnitValue(f"{i:03d}", "control", i, i, 0, 0.0, None, 0.0) for i in range(100))
+    reading = guardrail.reading()
+    assert (reading.n_control, reading.control, reading.lower, reading.upper) == (100, None, None, None)
+    for weight in (-1.0, math.nan, math.inf):
+        with pytest.raises(ValueFault, match="weight"):
+            guardrail.update([UnitValue("x", "control", 200, 200, 0, 1.0, None, weight)])
 
 
 def test_quantile_coverage_at_all_times_at_once() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from services.rollout.unit_values import pair_values, past_values, spoke, unit_values
+from services.rollout.unit_values import Speed, Value, pair_values, past_values, spoke, unit_values
 from services.store import ClosedUnit, Feedback, MirroredPair, Observation, Past
 from tests.fakes.records import exposure, feedback, observation
 
@@ -30,7 +30,7 @@ FAILED = {"outcome": "error", "ttft": None, "tokens_out": None}
     [
         ((), "errors", 1.0),
         ((), "ttft", math.inf),
-        ((), "tokensPerSecond", 0.0),
+        ((), "tokensPerSecond", Speed(0.0, 0.0)),
         ((row(), row(**FAILED)), "errors", 1.0),
         ((row(),), "errors", 0.0),
         ((row(outcome="cancelled", ttft=None, tokens_out=None),), "ttft", math.inf),
@@ -39,13 +39,17 @@ FAILED = {"outcome": "error", "ttft": None, "tokens_out": None}
         ((row(outcome="filtered"), row(outcome="error")), "errors", 1.0),
         ((row(**FAILED, request_id="a"), row(request_id="a", attempt=1)), "errors", 1.0),
         ((row(**FAILED, request_id="a"), row(request_id="a", attempt=1)), "ttft", math.inf),
-        ((row(tokens_out=40, duration=2.0), row(tokens_out=20, duration=2.0)), "tokensPerSecond", 15.0),
-        ((row(tokens_out=40, duration=2.0), row(**FAILED)), "tokensPerSecond", 10.0),
-        ((row(tokens_out=40, duration=2.0), row(outcome="filtered", tokens_out=None)), "tokensPerSecond", 20.0),
+        ((row(tokens_out=40, duration=2.0), row(tokens_out=20, duration=2.0)), "tokensPerSecond", Speed(60.0, 4.0)),
+        ((row(tokens_out=40, duration=2.0), row(**FAILED, duration=3.0)), "tokensPerSecond", Speed(40.0, 5.0)),
+        (
+            (row(tokens_out=40, duration=2.0), row(outcome="filtered", tokens_out=None)),
+            "tokensPerSecond",
+            Speed(40.0, 2.0),
+        ),
         ((row(), row(outcome="client_error", ttft=None, tokens_out=None)), "errors", 0.0),
     ],
 )
-def test_value(rows: tuple[Observation, ...], metric: str, value: float) -> None:
+def test_value(rows: tuple[Observation, ...], metric: str, value: Value) -> None:
     assert unit_values(unit(*rows), SALT)[metric] == value
 
 
@@ -105,7 +109,7 @@ def test_a_pair_with_a_missing_half_is_a_failure_of_that_half() -> None:
     values = pair_values(pair(None, row(ttft=0.2, tokens_out=40, duration=2.0)))
     assert values == {
         "errors": (0.0, 1.0), "ttft": (0.2, math.inf), "interTokenGap": (0.0, math.inf), "duration": (2.0, math.inf),
-        "tokensPerSecond": (20.0, 0.0),
+        "tokensPerSecond": (Speed(40.0, 2.0), Speed(0.0, 0.0)),
     }  # fmt: skip
 
 
@@ -130,7 +134,7 @@ def test_a_prompt_that_both_refuse_says_nothing_and_one_that_only_the_candidate_
         ((), "duration", math.inf),
     ],
 )
-def test_times(rows: tuple[Observation, ...], metric: str, value: float) -> None:
+def test_times(rows: tuple[Observation, ...], metric: str, value: Value) -> None:
     assert unit_values(unit(*rows), SALT)[metric] == value
 
 

@@ -51,7 +51,7 @@ def test_baseline_counts_units_over_their_horizon(store: Store, now: float) -> N
         "failure_rate": pytest.approx(1 / 3),
         "bad_feedback_rate": pytest.approx(1 / 3),
         "ttft_p50": pytest.approx(0.2),
-        "tokens_per_second": pytest.approx((20 + 10 + 20) / 3),
+        "tokens_per_second": pytest.approx((40 + 40 + 40) / (2 + 4 + 2)),
         "since": past - 1,
     }
 
