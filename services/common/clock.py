@@ -6,7 +6,8 @@ Wall-clock times are seconds since the epoch (UTC) and order events between mach
 from __future__ import annotations
 
 import time
-from typing import Protocol
+from datetime import UTC, datetime
+from typing import Literal, Protocol
 
 
 class Clock(Protocol):
@@ -29,3 +30,8 @@ class SystemClock:
 
     def monotonic(self) -> float:
         return time.monotonic()
+
+
+def rfc3339(seconds: float, timespec: Literal["seconds", "milliseconds"] = "seconds") -> str:
+    """Seconds since the epoch as RFC 3339 writes a time in UTC: `2026-03-01T09:30:00Z`; what is finer than `timespec` is cut off."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec=timespec).replace("+00:00", "Z")

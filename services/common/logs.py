@@ -12,12 +12,12 @@ import json
 import logging
 import signal
 import sys
-import time
 import traceback
 from collections.abc import Mapping
 from types import FrameType
 from typing import IO, Any, Final, Literal
 
+from services.common.clock import rfc3339
 from services.common.events import LEVEL_CHANGED, Event
 
 Level = Literal["debug", "info", "warning", "error"]
@@ -40,7 +40,7 @@ class JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         fields = record.args if isinstance(record.args, Mapping) else {}
         line: dict[str, Any] = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "time": rfc3339(record.created, "milliseconds"),
             "level": record.levelname.lower(),
             "component": self._component,
         }

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import math
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,10 +19,11 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope, Send
 
-from services.common import events, telemetry
+from services.common import telemetry
 from services.common.clock import Clock, SystemClock
 from services.common.identifiers import uuid7
 from services.common.wire import ApiError, BadRequest, MethodNotAllowed, NotFound
+from services.gateway import request_log
 from services.gateway.assignment import Assigner
 from services.gateway.auth import Caller, Keys
 from services.gateway.content_filters import Filter
@@ -42,8 +42,6 @@ from services.gateway.settings import GatewaySettings
 from services.gateway.tracing import Tracer
 from services.gateway.upstream import open_session
 from services.store import Store, open_store
-
-log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 10.0
 """Seconds that the last records may take to reach the store at the end; what does not is replayed at the next start."""
@@ -80,8 +78,8 @@ class GatewayApp(FastAPI):
 
         try:
             await super().__call__(scope, receive, with_id)
-        except Exception:  # the server must not answer in its own words
-            log.exception(events.REQUEST_CRASHED, {"request_id": request_id})
+        except Exception:  # noqa: BLE001  # logged; the server must not answer in its own words
+            request_log.crashed(request_id, None)
             if not started:
                 await respond_error(
                     send, Internal("The gateway failed; the request id helps to find out why."), request_id

@@ -69,9 +69,8 @@ def _of_request(trace: Trace, tagged: bool) -> Iterator[Span]:
         names.STREAMED: last and last.row.streamed,
         **content,
     }
-    span = _span(names.REQUEST, trace, f"POST {trace.path}", trace.span_id, trace.began, trace.ended, attributes)
-    if trace.parent is not None:
-        span.parent_span_id = bytes.fromhex(trace.parent)
+    began, ended = _nanos(trace, trace.began), _nanos(trace, trace.ended)
+    span = _span(names.REQUEST, trace, f"POST {trace.path}", trace.span_id, trace.parent, began, ended, attributes)
     if tagged:
         pairs = ((names.MLFLOW_TAG + name, attributes[name]) for name in names.TAGGED)
         span.attributes.extend(_pair(name, value) for name, value in pairs if value is not None)
@@ -82,16 +81,16 @@ def _of_request(trace: Trace, tagged: bool) -> Iterator[Span]:
     for number, tried in enumerate(trace.tries):
         yield _inference(trace, tried, number, content if tried is last else {})
         if tried.row.ttft is not None:
-            began, ended = tried.began + tried.row.ttft, tried.began + tried.row.duration
-            stream = _span(names.STREAM, trace, "stream", trace.child(3 + 2 * number), began, ended, {})
-            stream.parent_span_id = bytes.fromhex(trace.child(2 + 2 * number))
-            yield stream
+            began = _nanos(trace, tried.began + tried.row.ttft)
+            ended = _nanos(trace, tried.began + tried.row.duration)
+            inference, stream = trace.child(2 + 2 * number), trace.child(3 + 2 * number)
+            yield _span(names.STREAM, trace, "stream", stream, inference, began, ended, {})
 
 
 def _admission(trace: Trace) -> Span:
-    ended = trace.routed if trace.routed is not None else trace.ended
-    span = _span(names.ADMISSION, trace, "admission", trace.child(1), trace.began, ended, {})
-    span.parent_span_id = bytes.fromhex(trace.span_id)
+    began = _nanos(trace, trace.began)
+    ended = _nanos(trace, trace.routed if trace.routed is not None else trace.ended)
+    span = _span(names.ADMISSION, trace, "admission", trace.child(1), trace.span_id, began, ended, {})
     if trace.authenticated is not None:
         _event(span, names.AUTHENTICATED, _nanos(trace, trace.authenticated), {})
     if trace.read is not None:
@@ -124,9 +123,9 @@ def _inference(trace: Trace, tried: Tried, number: int, content: Attributes) -> 
         names.PORT: tried.port,
         **content,
     }
-    ended, span_id = tried.began + row.duration, trace.child(2 + 2 * number)
-    span = _span(names.INFERENCE, trace, f"{operation} {row.service}", span_id, tried.began, ended, attributes)
-    span.parent_span_id = bytes.fromhex(trace.span_id)
+    name, span_id = f"{operation} {row.service}", trace.child(2 + 2 * number)
+    began, ended = _nanos(trace, tried.began), _nanos(trace, tried.began + row.duration)
+    span = _span(names.INFERENCE, trace, name, span_id, trace.span_id, began, ended, attributes)
     if tried.headers is not None:
         _event(span, names.HEADERS, _nanos(trace, tried.headers), {})
     if row.ttft is not None:
@@ -148,17 +147,7 @@ def _of_feedback(told: Told) -> Span:
         names.EVALUATION_LABEL: told.mark,
         names.KEPT: told.kept,
     }
-    span = Span(
-        trace_id=bytes.fromhex(told.trace_id),
-        span_id=bytes.fromhex(told.span_id),
-        parent_span_id=bytes.fromhex(told.parent),
-        flags=_SAMPLED,
-        name=f"feedback {told.kind}",
-        kind=_KINDS[names.FEEDBACK.kind],
-        start_time_unix_nano=at,
-        end_time_unix_nano=at,
-        attributes=_pairs(attributes),
-    )
+    span = _span(names.FEEDBACK, told, f"feedback {told.kind}", told.span_id, told.parent, at, at, attributes)
     said: Attributes = {
         names.EVALUATION_NAME: told.kind,
         names.EVALUATION_VALUE: told.value,
@@ -170,17 +159,20 @@ def _of_feedback(told: Told) -> Span:
 
 
 def _span(
-    spec: SpanSpec, trace: Trace, name: str, span_id: str, began: float, ended: float, attributes: Attributes
-) -> Span:
+    spec: SpanSpec, of: Trace | Told, name: str, span_id: str, parent: str | None, began: int, ended: int, attributes: Attributes
+) -> Span:  # fmt: skip
+    """Times in nanoseconds since the epoch."""
+    state = of.state if isinstance(of, Trace) else None
     return Span(
-        trace_id=bytes.fromhex(trace.trace_id),
+        trace_id=bytes.fromhex(of.trace_id),
         span_id=bytes.fromhex(span_id),
-        trace_state=trace.state.decode("ascii") if trace.state is not None else "",
+        parent_span_id=bytes.fromhex(parent or ""),
+        trace_state=(state or b"").decode("ascii"),
         flags=_SAMPLED,
         name=name,
         kind=_KINDS[spec.kind],
-        start_time_unix_nano=_nanos(trace, began),
-        end_time_unix_nano=_nanos(trace, ended),
+        start_time_unix_nano=began,
+        end_time_unix_nano=ended,
         attributes=_pairs(attributes),
     )
 

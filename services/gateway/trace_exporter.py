@@ -11,7 +11,6 @@ import contextlib
 import gzip
 import logging
 import ssl
-import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,7 @@ from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 from services.common import events
+from services.common.clock import rfc3339
 from services.gateway.otlp_settings import OtlpSettings
 from services.gateway.spans import encode
 from services.gateway.tracing import Told, Trace
@@ -194,7 +194,7 @@ class TraceExporter:
     async def _send_assessment(self, told: Told) -> int:
         trace = MLFLOW_TRACE + told.trace_id
         value: float | str | None = told.value if told.value is not None else told.comment
-        now = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(told.at)) + f".{int(told.at % 1 * 1000):03d}Z"
+        now = rfc3339(told.at, "milliseconds")
         assessment: dict[str, Any] = {
             "assessment_name": told.kind,
             "trace_id": trace,

@@ -38,6 +38,7 @@ STATE_LENGTH: Final = 512
 _PARENT: Final = re.compile(rb"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 _RANDOM_DIGITS: Final = 14
 """Digits at the end of a trace's id that are random (W3C Trace Context, level 2)."""
+_SAMPLERS: Final = ("always_on", "always_off", "traceidratio")
 
 
 class Parent(NamedTuple):
@@ -87,6 +88,12 @@ class Tried(NamedTuple):
     """Text of a stream as the engine sent it, body of a whole answer; None where it may not be kept."""
 
 
+def _own_ids(request_id: str) -> tuple[str, str]:
+    """Ids of the trace that a request begins, and of its first span."""
+    trace_id = request_id.replace("-", "")
+    return trace_id, trace_id[16:]
+
+
 class Trace:
     """One request. Times are the clock's monotonic seconds; None: it did not come to that."""
 
@@ -100,8 +107,7 @@ class Trace:
         self.request_id, self.path, self.began = request_id, path, began
         self.at = at
         """Seconds since the epoch at `began`."""
-        self.trace_id = request_id.replace("-", "")
-        self.span_id = self.trace_id[16:]
+        self.trace_id, self.span_id = _own_ids(request_id)
         self.parent: str | None = None
         self.state: bytes | None = None
         self.sampled = False
@@ -278,8 +284,7 @@ class Tracer:
             trace.marks |= {key}
             trace_id, parent, kept = trace.trace_id, trace.span_id, trace.kept
         else:
-            trace_id = request_id.replace("-", "")
-            parent = trace_id[16:]
+            trace_id, parent = _own_ids(request_id)
             kept = "sampled" if self._sampler(trace_id, None) else None
         if kept is None:
             if mark != "bad":
@@ -332,18 +337,10 @@ def make_sampler(name: str, argument: str | None) -> Sampler:
     Raises:
         ValueError: there is none of that name, or the argument is no share.
     """
-    parent_based = name.startswith("parentbased_")
     kind = name.removeprefix("parentbased_")
-    shares: dict[str, Callable[[], float]] = {
-        "always_on": lambda: 1.0, "always_off": lambda: 0.0, "traceidratio": lambda: float(argument or 1.0)
-    }  # fmt: skip
-    if kind not in shares:
-        raise ValueError(f"there is no sampler {name!r}: {_one_of(shares)}, each also with parentbased_ before it")
-    ratio = shares[kind]()
+    if kind not in _SAMPLERS:
+        raise ValueError(f"there is no sampler {name!r}: {', '.join(_SAMPLERS)}, each also with parentbased_ before it")
+    ratio = float(argument or 1.0) if kind == "traceidratio" else float(kind == "always_on")
     if not 0 <= ratio <= 1:
         raise ValueError(f"a sampler's share lies between 0 and 1, not at {ratio:g}")
-    return Sampler(ratio, parent_based)
-
-
-def _one_of(names: Iterable[str]) -> str:
-    return ", ".join(names)
+    return Sampler(ratio, parent_based=kind != name)

@@ -17,9 +17,9 @@ from typing import Any, Final
 from services.evidence import EvidenceError
 from services.rollout.observe import HISTORY_SECONDS, Sight
 from services.rollout.resources import LLMService
-from services.rollout.watch_fold import HOUR_SECONDS, Watch, begin_drift
+from services.rollout.watch_fold import Watch, begin_drift
 from services.store import Store
-from services.store.visits import LONGEST
+from services.store.visits import HOUR, LONGEST
 
 log = logging.getLogger(__name__)
 
@@ -60,11 +60,11 @@ class DriftKeeper:
         """The look with what has drifted. Raises StoreError."""
         observed = sight.observed
         if self._due is None:  # a thousand services take their turns
-            self._due = sight.now + zlib.crc32(service.name.encode()) % HOUR_SECONDS
+            self._due = sight.now + zlib.crc32(service.name.encode()) % HOUR
         if observed.route is None or (observed.rollout is not None and observed.rollout.active):
             return sight  # while versions are compared, stable is its own measure
         if sight.now >= self._due:
-            self._due = sight.now + HOUR_SECONDS
+            self._due = sight.now + HOUR
             await asyncio.to_thread(self._run, service, observed.route.stable.revision, sight)
         if self._state is None or self._state.revision != observed.route.stable.revision:
             return sight
@@ -75,7 +75,7 @@ class DriftKeeper:
         state = self._state or self._stored(service.name)
         rules = service.spec.rollout
         # Whole hours, whose visits have all closed.
-        until = (sight.watermark - rules.horizon - rules.settle) // HOUR_SECONDS * HOUR_SECONDS
+        until = (sight.watermark - rules.horizon - rules.settle) // HOUR * HOUR
         if state is not None and state.revision == revision and not _outdated(state, sight.now):
             if until <= state.done:
                 return

@@ -25,10 +25,9 @@ from services.rollout.observed import EvidenceView, Ratio
 from services.rollout.resources import key_of, split_key
 from services.rollout.unit_values import MAY_LACK, Value, pair_values, parts, past_values, spoke, tenant_of, unit_values
 from services.rollout.watch_fold import Watch
-from services.store import ClosedUnit, Judgement, MirroredPair
+from services.store import ClosedUnit, Cursor, Judgement, MirroredPair
 
 SCHEMA: Final = 3
-Cursor = tuple[float, str]
 New = TypeVar("New")
 _START: Final[Cursor] = (0.0, "")
 

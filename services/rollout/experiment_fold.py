@@ -18,14 +18,13 @@ from services.rollout.experiment_results import Result, conclude
 from services.rollout.resources_experiment import Comparison, Experiment
 from services.rollout.resources_metrics import METRICS
 from services.rollout.unit_values import MAY_LACK, parts, past_values, unit_values
-from services.store import ClosedUnit
+from services.store import ClosedUnit, Cursor
 
 SCHEMA: Final = 1
 Direction = Literal["lower", "higher"]
 DIRECTIONS: Final[tuple[Direction, ...]] = ("lower", "higher")
 """That is better, as a guardrail sees it: `lower` finds a rise, `higher` a fall."""
 Key = tuple[str, str, Direction]
-Cursor = tuple[float, str]
 
 
 class ExperimentEvidence:

@@ -12,12 +12,12 @@ import hashlib
 import hmac
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from datetime import UTC, datetime
 from typing import Any, Final
 
 import aiohttp
 import msgspec
 
+from services.common.clock import rfc3339
 from services.rollout import reasons
 from services.rollout.resources import LLMService, Notification
 from services.store import AuditEntry, Store, StoreError
@@ -164,7 +164,7 @@ def _generic(entry: AuditEntry) -> dict[str, Any]:
         "reason": entry.reason,
         "message": entry.message,
         "actor": entry.actor,
-        "at": datetime.fromtimestamp(entry.at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "at": rfc3339(entry.at, "milliseconds"),
         "evidence": entry.evidence,
     }
 

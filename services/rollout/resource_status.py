@@ -7,13 +7,13 @@ Numbers stay numbers and unknown ones are left out. Times are RFC 3339 outside, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 from pydantic.alias_generators import to_camel
 
 from services.common.assignment import BUCKETS
+from services.common.clock import rfc3339
 from services.common.routing import Route, Target
 from services.rollout import reasons
 from services.rollout.resources_base import keyed
@@ -207,11 +207,6 @@ def refused_status(
 
 
 _REFUSED: Final = ("Ready", "Progressing", "Degraded")
-
-
-def rfc3339(seconds: float) -> str:
-    """A time as Kubernetes writes it, to the second."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _conditions(status: ServiceStatus, route: Route | None) -> list[Condition]:

@@ -70,9 +70,9 @@ def split_key(key: str) -> tuple[str, str | None]:
 
 _MEANING: Final = (
     "`errors`: users with a failed request; `ttft`: seconds to the first token; `interTokenGap`: mean seconds between the tokens of an "
-    "answer; `duration`: seconds to the end of an answer; `tokensPerSecond`: tokens by the seconds that they took; `feedback`: users with a bad mark; "
-    "`escalations`, `retries`: users with one; `rating`: mean of 1 to 5 over users who rated; `judge`: judged quality of mirrored answers, "
-    "0 to 1."
+    "answer; `duration`: seconds to the end of an answer; `tokensPerSecond`: all tokens by the seconds that they took; `feedback`: users "
+    "with a bad mark; `escalations`, `retries`: users with one; `rating`: mean of 1 to 5 over users who rated; `judge`: judged quality of "
+    "mirrored answers, 0 to 1."
 )
 
 

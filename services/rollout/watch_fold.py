@@ -17,11 +17,12 @@ from statistics import fmean
 from typing import Any, Final
 
 from services.evidence import Hour, ShiftDetector, fleet_arl, history_bounds, is_late, quantile_ranks
-from services.evidence.detectors import Shift
+from services.evidence.detectors import HOURS, Shift
 from services.rollout.observed import Alarm
 from services.rollout.resources import METRICS, Guardrail, LLMService
 from services.rollout.unit_values import plain_values
-from services.store import ClosedUnit, History
+from services.store import ClosedUnit, Cursor, History
+from services.store.visits import HOUR
 
 PROMPT: Final = ("errors", "ttft", "interTokenGap", "duration")
 """Metrics of the first request that ended, known at once."""
@@ -31,9 +32,7 @@ ERRORS_MARGIN: Final = 0.01
 """Failures are watched whether or not the resource guards them."""
 DRIFT_WEEKS: Final = 52.0
 """A service's stable alarms for nothing once in so many weeks at most, on average; a fleet of s services s times as often."""
-HOUR_SECONDS: Final = 3_600.0
 _MONDAY: Final = 4 * 24  # hours from the epoch, a Thursday, to the first Monday
-Cursor = tuple[float, str]
 _START: Final[Cursor] = (0.0, "")
 
 
@@ -149,9 +148,9 @@ def begin_watch(rules: LLMService, history: History, salt: bytes, promoted: floa
     rollout = rules.spec.rollout
     in_time = rollout.horizon + rollout.settle < rollout.rollback_window
     level = rollout.alpha / 2
-    hours = max(1.0, rollout.rollback_window / HOUR_SECONDS)
-    ahead = {hour_of_week(promoted + HOUR_SECONDS * i) for i in range(math.ceil(hours) + 1)}
-    read = {hour_of_week(hour * HOUR_SECONDS): share for hour, share in history.share.items()}
+    hours = max(1.0, rollout.rollback_window / HOUR)
+    ahead = {hour_of_week(promoted + HOUR * i) for i in range(math.ceil(hours) + 1)}
+    read = {hour_of_week(hour * HOUR): share for hour, share in history.share.items()}
     # History is a week at most, so an hour of the week is one hour of it; the busiest one bounds what a watch will see.
     return _frozen(
         (*PROMPT, *(SAID if in_time else ())), rules, history.visits, salt, ahead, level, 1 / level,
@@ -164,8 +163,8 @@ def begin_drift(rules: LLMService, history: Sequence[ClosedUnit], salt: bytes, s
     first false alarm of any detector comes no sooner than after `DRIFT_WEEKS` on average.
     """
     return _frozen(
-        (*PROMPT, *SAID), rules, history, salt, set(range(168)), rules.spec.rollout.alpha / 2, DRIFT_WEEKS,
-        lambda by_hour: sum(len(values) for values in by_hour.values()) * 168 * HOUR_SECONDS / seconds,
+        (*PROMPT, *SAID), rules, history, salt, set(range(HOURS)), rules.spec.rollout.alpha / 2, DRIFT_WEEKS,
+        lambda by_hour: sum(len(values) for values in by_hour.values()) * HOURS * HOUR / seconds,
     )  # fmt: skip
 
 
@@ -197,7 +196,7 @@ def _frozen(
 
 def hour_of_week(at: float) -> int:
     """0: Monday, midnight to one o'clock UTC."""
-    return int(at // HOUR_SECONDS - _MONDAY) % 168
+    return int(at // HOUR - _MONDAY) % HOURS
 
 
 def _measured(history: Sequence[ClosedUnit], names: Sequence[str], salt: bytes) -> dict[str, dict[int, list[float]]]:

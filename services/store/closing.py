@@ -7,6 +7,7 @@ rows in the same order whatever the size of the batches and the number of restar
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -14,10 +15,10 @@ from sqlalchemy import (
     Connection,
     Float,
     Select,
+    Subquery,
     and_,
     exists,
     func,
-    literal_column,
     or_,
     select,
     tuple_,
@@ -34,17 +35,11 @@ from services.store.recording import (
     observation,
 )
 from services.store.records import Exposure, Feedback, Observation
-from services.store.rows import ClosedUnit, MirroredPair, Past
-from services.store.schema import exposures, feedback, observations, stored
-
-Cursor = tuple[float, str]
-"""(closes_at, unit or pair) of the last one taken; start with (0.0, "")."""
+from services.store.rows import ClosedUnit, Cursor, MirroredPair, Past
+from services.store.schema import exposures, feedback, live, mirrored, observations, stored
 
 _ALL: Final = 2**62  # a LIMIT makes SQLite answer the subquery first, which is the small one, and not last
 _ROUNDING: Final = 1e-3  # seconds; widens an indexed range whose exact bounds are tested on the rounded sum
-# Written out, not bound: only so do the databases see that an index over mirrored rows alone will do.
-_LIVE = observations.c.kind == literal_column("'live'")
-_MIRRORED = observations.c.kind == literal_column("'mirror'")
 
 
 class Closing:
@@ -78,7 +73,7 @@ class Closing:
             requests = _requests_of(connection, page, as_of)
             said = _feedback_on(connection, page, as_of)
             pasts = pasts_of(connection, page, as_of)
-        return [_closed(unit, requests[unit.unit], said, pasts.get(unit.unit)) for unit in units]
+        return [closed_unit(unit, requests[unit.unit], said, pasts.get(unit.unit)) for unit in units]
 
     def mirrored_pairs(
         self,
@@ -98,7 +93,7 @@ class Closing:
         query = (
             select(*OBSERVATION_COLUMNS)
             .select_from(named.join(observations, observations.c.pair == named.c.pair))
-            .where(_MIRRORED, *stored(observations, as_of))
+            .where(mirrored(observations), *stored(observations, as_of))
             .order_by(observations.c.started_at, observations.c.request_id, observations.c.attempt)
         )
         with self._database.read() as connection:
@@ -114,7 +109,7 @@ class Closing:
 
         Observations started within the unit's horizon, feedback on them given before the unit closed, and the exposures themselves.
         """
-        counts_for_it = and_(observations.c.rollout == rollout, _LIVE, observations.c.counted)
+        counts_for_it = and_(observations.c.rollout == rollout, live(observations), observations.c.counted)
         rows = select(func.count()).select_from(
             observations.join(exposures, _of_closed_unit(observations.c, rollout, watermark))
         )
@@ -154,19 +149,23 @@ def _of_closed_unit(request: Any, rollout: str, watermark: float) -> ColumnEleme
     )
 
 
-def _requests_of(connection: Connection, page: Select[Any], as_of: float | None) -> dict[str, list[Observation]]:
-    """Per unit of the page, its live and counted rows within the horizon, by time."""
-    units = page.subquery()
-    mine = and_(
+def _asked_by(units: Subquery) -> ColumnElement[bool]:
+    """The request is one of the unit, begun within its horizon."""
+    return and_(
         observations.c.unit == units.c.unit,
         observations.c.rollout == units.c.rollout,
         observations.c.started_at >= units.c.first_at,
         observations.c.started_at < units.c.horizon_at,
     )
+
+
+def _requests_of(connection: Connection, page: Select[Any], as_of: float | None) -> dict[str, list[Observation]]:
+    """Per unit of the page, its live and counted rows within the horizon, by time."""
+    units = page.subquery()
     query = (
         select(*OBSERVATION_COLUMNS)
-        .select_from(units.join(observations, mine))
-        .where(_LIVE, observations.c.counted, *stored(observations, as_of))
+        .select_from(units.join(observations, _asked_by(units)))
+        .where(live(observations), observations.c.counted, *stored(observations, as_of))
         .order_by(observations.c.started_at, observations.c.request_id, observations.c.attempt)
     )
     found: defaultdict[str, list[Observation]] = defaultdict(list)
@@ -178,17 +177,11 @@ def _requests_of(connection: Connection, page: Select[Any], as_of: float | None)
 def _feedback_on(connection: Connection, page: Select[Any], as_of: float | None) -> dict[str, list[Feedback]]:
     """Per request of the page's units, the feedback given before the unit closed, by time."""
     units = page.subquery()
-    mine = and_(
-        observations.c.unit == units.c.unit,
-        observations.c.rollout == units.c.rollout,
-        observations.c.started_at >= units.c.first_at,
-        observations.c.started_at < units.c.horizon_at,
-    )
     said = and_(feedback.c.request_id == observations.c.request_id, feedback.c.at <= units.c.closes_at)
     query = (
         select(*FEEDBACK_COLUMNS)
-        .select_from(units.join(observations, mine).join(feedback, said))
-        .where(_LIVE, observations.c.counted, *stored(observations, as_of), *stored(feedback, as_of))
+        .select_from(units.join(observations, _asked_by(units)).join(feedback, said))
+        .where(live(observations), observations.c.counted, *stored(observations, as_of), *stored(feedback, as_of))
         .order_by(feedback.c.at, feedback.c.id)
     )
     found: defaultdict[str, dict[str, Feedback]] = defaultdict(dict)
@@ -197,10 +190,11 @@ def _feedback_on(connection: Connection, page: Select[Any], as_of: float | None)
     return {request: list(its.values()) for request, its in found.items()}
 
 
-def _closed(
-    unit: Exposure, requests: list[Observation], said: dict[str, list[Feedback]], past: Past | None
+def closed_unit(
+    unit: Exposure, requests: Sequence[Observation], said: Mapping[str, Sequence[Feedback]], past: Past | None = None
 ) -> ClosedUnit:
-    about = {f.id: f for request in requests for f in said.get(request.request_id, ())}
+    """The unit with its requests, and of what was `said` on each request what was given before it closed."""
+    about = {f.id: f for request in requests for f in said.get(request.request_id, ()) if f.at <= unit.closes_at}
     return ClosedUnit(unit, tuple(requests), tuple(sorted(about.values(), key=lambda f: (f.at, f.id))), past)
 
 
@@ -208,8 +202,8 @@ def _pairs_page(
     rollout: str, after: Cursor, until: float, settle: float, limit: int, as_of: float | None
 ) -> Select[Any]:
     """(pair, closes_at) of the pairs whose earliest row lies in the window."""
-    here = and_(_MIRRORED, observations.c.rollout == rollout, *stored(observations, as_of))
-    begin, end = after[0] - settle - _ROUNDING, until - settle + _ROUNDING
+    here = and_(mirrored(observations), observations.c.rollout == rollout, *stored(observations, as_of))
+    begin, end = starts(after, until, settle)
     grouped = (
         select(observations.c.pair, func.min(observations.c.started_at).label("first_at"))
         .where(here, observations.c.started_at >= begin, observations.c.started_at <= end)
@@ -217,20 +211,25 @@ def _pairs_page(
         .subquery()
     )
     earlier = observations.alias("earlier")
-    begun_before = exists().where(
-        earlier.c.kind == literal_column("'mirror'"),
-        earlier.c.pair == grouped.c.pair,
-        earlier.c.started_at < begin,
-    )
-    closes_at = (grouped.c.first_at + settle).cast(Float(53))
+    begun_before = exists().where(mirrored(earlier), earlier.c.pair == grouped.c.pair, earlier.c.started_at < begin)
+    return closing_page(grouped, after, until, settle, limit).where(~begun_before)
+
+
+def starts(after: Cursor, until: float, seconds: float) -> tuple[float, float]:
+    """When that began which closes in the window, `seconds` after its beginning; somewhat widened."""
+    return after[0] - seconds - _ROUNDING, until - seconds + _ROUNDING
+
+
+def closing_page(grouped: Subquery, after: Cursor, until: float, seconds: float, limit: int) -> Select[Any]:
+    """Of the groups (key, first_at) those with `after` < (closes_at, key) and closes_at <= `until`, in that order: (key, first_at,
+    closes_at), which is `seconds` after first_at.
+    """
+    key, first_at = grouped.c
+    closes_at = (first_at + seconds).cast(Float(53))
     return (
-        select(grouped.c.pair, closes_at.label("closes_at"))
-        .where(
-            or_(closes_at > after[0], and_(closes_at == after[0], grouped.c.pair > after[1])),
-            closes_at <= until,
-            ~begun_before,
-        )
-        .order_by(closes_at, grouped.c.pair)
+        select(key, first_at, closes_at.label("closes_at"))
+        .where(or_(closes_at > after[0], and_(closes_at == after[0], key > after[1])), closes_at <= until)
+        .order_by(closes_at, key)
         .limit(limit)
     )
 

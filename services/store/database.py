@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Final
@@ -93,6 +93,11 @@ class Database:
     def insert(self, table: Table) -> Any:
         """The dialect's INSERT, which knows ON CONFLICT."""
         return sqlite.insert(table) if self._sqlite else postgresql.insert(table)
+
+    def upsert(self, connection: Connection, table: Table, row: Mapping[str, Any]) -> None:
+        """Write a row in place of the one with its key, where there is one."""
+        insert = self.insert(table).values(row)
+        connection.execute(insert.on_conflict_do_update(index_elements=table.primary_key.columns, set_=row))
 
     def serialise(self, connection: Connection, purpose: str) -> None:
         """Until the transaction's end no other runs past this call with the same purpose. SQLite's writers are serial anyway."""

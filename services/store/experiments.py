@@ -48,12 +48,9 @@ class Experiments:
         """
         values = {field.name: getattr(row, field.name) for field in dataclasses.fields(row)}
         with self._database.write() as connection:
-            upsert = self._database.insert(experiments).values(values)
-            connection.execute(upsert.on_conflict_do_update(index_elements=[experiments.c.id], set_=values))
+            self._database.upsert(connection, experiments, values)
             if evidence is not None:
-                state = {"rollout": row.id, "at": at, "document": evidence}
-                upsert = self._database.insert(states).values(state)
-                connection.execute(upsert.on_conflict_do_update(index_elements=[states.c.rollout], set_=state))
+                self._database.upsert(connection, states, {"rollout": row.id, "at": at, "document": evidence})
             if readings:
                 rows = [
                     {

@@ -8,16 +8,15 @@ from dataclasses import dataclass, field
 from statistics import fmean, median
 from typing import Any, Final
 
-from sqlalchemy import Float, and_, case, func, literal_column, select
+from sqlalchemy import Float, and_, case, func, select
 
 from services.store.database import Database
 from services.store.records import FeedbackKind
-from services.store.schema import feedback, observations
+from services.store.schema import feedback, live, observations
 
 BASELINE_REQUESTS: Final = 200_000
 """A baseline reads no more than the newest so many requests."""
 
-_LIVE = observations.c.kind == literal_column("'live'")
 _FAILED = observations.c.outcome == "error"
 
 
@@ -68,7 +67,7 @@ class History:
             observations.c.service == service,
             observations.c.revision == revision,
             observations.c.arm.in_(("stable", "control")),
-            _LIVE,
+            live(observations),
             observations.c.counted,
             observations.c.started_at >= since,
         )
@@ -112,13 +111,13 @@ class History:
             {at, arm, requests, errors, ttft_p50, tokens_per_second, thumbs_up, thumbs_down}; `at` is the bucket's start, a multiple of
             `bucket_seconds`; units as in `baseline`. A thumb falls into the bucket in which it was given. Reads all rows of the rollout.
         """
-        live = and_(observations.c.rollout == rollout, _LIVE)
+        ours = and_(observations.c.rollout == rollout, live(observations))
         names = ("arm", "started_at", "outcome", "streamed", "ttft", "tokens_out", "duration")
-        rows = select(*(observations.c[name] for name in names)).where(live).order_by(observations.c.started_at)
+        rows = select(*(observations.c[name] for name in names)).where(ours).order_by(observations.c.started_at)
         thumbs = (
             select(feedback.c.id, observations.c.arm, feedback.c.at, feedback.c.value)
             .select_from(observations.join(feedback, feedback.c.request_id == observations.c.request_id))
-            .where(live, feedback.c.kind == "thumb")
+            .where(ours, feedback.c.kind == "thumb")
             .distinct()
         )
         buckets: defaultdict[tuple[float, str], _Bucket] = defaultdict(_Bucket)
@@ -138,7 +137,7 @@ class History:
         """Whether a live request of the service started at or after `since`."""
         query = (
             select(observations.c.started_at)
-            .where(observations.c.service == service, observations.c.started_at >= since, _LIVE)
+            .where(observations.c.service == service, observations.c.started_at >= since, live(observations))
             .limit(1)
         )
         with self._database.read() as connection:
@@ -155,7 +154,7 @@ class History:
                 observations.c.streamed,
                 observations.c.ttft.is_not(None),
                 observations.c.arm != "candidate",
-                _LIVE,
+                live(observations),
             )
             .order_by(observations.c.started_at.desc())
             .limit(limit)
@@ -183,7 +182,7 @@ class History:
                 observations.c.service == service,
                 observations.c.started_at >= since,
                 observations.c.started_at < until,
-                _LIVE,
+                live(observations),
             )
             .group_by("number", observations.c.revision)
             .order_by("number", observations.c.revision)

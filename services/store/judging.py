@@ -60,9 +60,7 @@ class Judging:
             now, name = self._database.now(connection), _counts_of(rollout)
             before = connection.scalar(select(evidence.c.document).where(evidence.c.rollout == name)) or {}
             after = {key: before.get(key, 0) + counts.get(key, 0) for key in {**before, **counts}}
-            values = {"rollout": name, "at": now, "document": after}
-            upsert = self._database.insert(evidence).values(values)
-            connection.execute(upsert.on_conflict_do_update(index_elements=[evidence.c.rollout], set_=values))
+            self._database.upsert(connection, evidence, {"rollout": name, "at": now, "document": after})
             if given_up:
                 gone = delete(judge_material).where(judge_material.c.pair == bindparam("given_up"))
                 connection.execute(gone, [{"given_up": pair} for pair in given_up])

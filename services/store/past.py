@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 
 from services.store.rows import Past
-from services.store.schema import feedback, observations, stored
+from services.store.schema import feedback, live, observations, stored
 
 PAST_SECONDS: Final = 7 * 86_400.0
 """A week: one of each day. It bounds what is read of a user."""
@@ -57,7 +57,7 @@ def pasts_of(connection: Connection, page: Select[Any], as_of: float | None) -> 
             observations.c.started_at >= units.c.first_at - PAST_SECONDS,
             observations.c.started_at < units.c.first_at,
             observations.c.started_at + observations.c.duration <= units.c.first_at,
-            observations.c.kind == literal_column("'live'"),
+            live(observations),
             observations.c.counted,
             observations.c.attempt == 0,
             observations.c.arm.in_(("stable", "control")),

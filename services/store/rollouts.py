@@ -159,13 +159,10 @@ class Rollouts:
 
     def _put_rollout(self, connection: Connection, row: RolloutRow) -> None:
         values = {field.name: getattr(row, field.name) for field in dataclasses.fields(row)}
-        upsert = self._database.insert(rollouts).values(values)
-        connection.execute(upsert.on_conflict_do_update(index_elements=[rollouts.c.id], set_=values))
+        self._database.upsert(connection, rollouts, values)
 
     def _put_evidence(self, connection: Connection, rollout: str, at: float, document: Mapping[str, Any]) -> None:
-        values = {"rollout": rollout, "at": at, "document": document}
-        upsert = self._database.insert(evidence).values(values)
-        connection.execute(upsert.on_conflict_do_update(index_elements=[evidence.c.rollout], set_=values))
+        self._database.upsert(connection, evidence, {"rollout": rollout, "at": at, "document": document})
 
     def _put_readings(
         self, connection: Connection, row: RolloutRow, at: float, documents: Sequence[Mapping[str, Any]]

@@ -13,6 +13,8 @@ from services.common.routing import Route
 from services.store.records import Exposure, Feedback, Observation
 
 Verb = Literal["abort", "promote", "pause", "resume", "approve", "pin", "unpin"]
+Cursor = tuple[float, str]
+"""(closes_at, unit or pair) of the last one taken; start with (0.0, "")."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    literal_column,
     text,
 )
 from sqlalchemy.types import TypeDecorator
@@ -312,6 +313,16 @@ commands = Table(
     Column("answer", Text),
 )
 Index("commands_service", *(commands.c[c] for c in ("service", "handled_at", "at")))
+
+
+def live(table: FromClause) -> ColumnElement[bool]:
+    """Rows of requests that users were answered. Written out, not bound, as in `mirrored`."""
+    return table.c.kind == literal_column("'live'")
+
+
+def mirrored(table: FromClause) -> ColumnElement[bool]:
+    """Rows of rehearsal. Written out, not bound: only so do the databases see that an index over these rows alone will do."""
+    return table.c.kind == literal_column("'mirror'")
 
 
 def stored(table: FromClause, as_of: float | None) -> list[ColumnElement[bool]]:

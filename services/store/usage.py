@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any, Final
 
-from sqlalchemy import literal_column, select
+from sqlalchemy import select
 
 from services.store.database import Database
 from services.store.history import BASELINE_REQUESTS
-from services.store.schema import observations
+from services.store.schema import live, observations
 
 DAY: Final = 86_400.0
 PIECES: Final = 8
@@ -37,7 +37,7 @@ class Usage:
         names = ("unit", "started_at", "attempt", "outcome", "streamed", "ttft", "tokens_out", "duration")
         query = (
             select(*(rows[name] for name in names))
-            .where(rows.service == service, rows.started_at >= since, rows.kind == literal_column("'live'"))
+            .where(rows.service == service, rows.started_at >= since, live(observations))
             .order_by(rows.started_at.desc())
             .limit(BASELINE_REQUESTS)
         )

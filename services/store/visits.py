@@ -10,21 +10,20 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Float, Select, and_, exists, literal_column, or_, select
+from sqlalchemy import ColumnElement, Select, and_, exists, select
 from sqlalchemy import func as sql
 
+from services.store.closing import closed_unit, closing_page, starts
 from services.store.database import Database
 from services.store.recording import FEEDBACK_COLUMNS, OBSERVATION_COLUMNS, feedback_record, observation
 from services.store.records import Exposure, Feedback, Observation
-from services.store.rows import ClosedUnit, History
-from services.store.schema import feedback, observations, stored
+from services.store.rows import ClosedUnit, Cursor, History
+from services.store.schema import feedback, live, observations, stored
 
 HOUR: Final = 3_600.0
 HOURLY_REQUESTS: Final = 1_000
 LONGEST: Final = 900.0
 """Seconds; what takes longer to answer is not seen by a watch."""
-_ROUNDING: Final = 1e-3  # seconds; see closing
-Cursor = tuple[float, str]
 
 
 class Visits:
@@ -136,7 +135,7 @@ def _ended(table: Any) -> ColumnElement[float]:
 
 def _plain(table: Any) -> list[ColumnElement[bool]]:
     """Live and counted, and the engine's own answer rather than a fallback's."""
-    return [table.c.kind == literal_column("'live'"), table.c.counted, table.c.attempt == 0]
+    return [live(table), table.c.counted, table.c.attempt == 0]
 
 
 def _served(table: Any, service: str, revision: str) -> ColumnElement[bool]:
@@ -156,7 +155,7 @@ def _page(
     as_of: float | None,
 ) -> Select[Any]:
     """(unit, first_at, closes_at) of the visits that close in the window; costs what is new, not the time since `since`."""
-    begin, end = after[0] - whole - _ROUNDING, until - whole + _ROUNDING
+    begin, end = starts(after, until, whole)
     grouped = (
         select(observations.c.unit, sql.min(_ended(observations)).label("first_at"))
         .where(
@@ -180,17 +179,7 @@ def _page(
         _served(earlier, service, revision),
         *stored(earlier, as_of),
     )
-    closes_at = (grouped.c.first_at + whole).cast(Float(53))
-    return (
-        select(grouped.c.unit, grouped.c.first_at, closes_at.label("closes_at"))
-        .where(
-            or_(closes_at > after[0], and_(closes_at == after[0], grouped.c.unit > after[1])),
-            closes_at <= until,
-            ~came_before,
-        )
-        .order_by(closes_at, grouped.c.unit)
-        .limit(limit)
-    )
+    return closing_page(grouped, after, until, whole, limit).where(~came_before)
 
 
 def _by(rows: Iterable[Any], name: str) -> defaultdict[str, list[Any]]:
@@ -210,5 +199,4 @@ def _visit(
         route_version=first.route_version, first_at=at, horizon_at=at + horizon, closes_at=closes_at, gateway=first.gateway,
         boot=first.boot, sequence=first.sequence,
     )  # fmt: skip
-    said = {mark.id: mark for row in rows for mark in marks[row.request_id] if mark.at <= closes_at}
-    return ClosedUnit(exposure, tuple(rows), tuple(sorted(said.values(), key=lambda mark: (mark.at, mark.id))))
+    return closed_unit(exposure, rows, marks)

@@ -1,4 +1,4 @@
-"""What the tests on real engines share: the environment, an engine's settings, tiny models, one HTTP session a module."""
+"""What the tests on real engines share: the environment, an engine's settings, tiny models, one HTTP session a module, a Ray a test."""
 
 import subprocess
 from collections.abc import AsyncIterator
@@ -6,7 +6,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
+import pytest
 import pytest_asyncio
+
+from services.rollout.platforms.serve import ServePlatform
+from services.serving.local_ray import LocalRay
 
 ENVIRONMENT: Final = Path(__file__).parents[2] / ".venv-engine"
 ENGINE: Final[dict[str, Any]] = {
@@ -30,3 +34,17 @@ def make_model(folder: Path, seed: int) -> Path:
 async def session() -> AsyncIterator[aiohttp.ClientSession]:
     async with aiohttp.ClientSession() as session:
         yield session
+
+
+@pytest.fixture
+async def platform(tmp_path: Path) -> AsyncIterator[ServePlatform]:
+    """On a Ray of the test's own; gateways reach engines directly."""
+    ray = LocalRay(ENVIRONMENT, tmp_path, tmp_path / "ray.log")
+    await ray.start(300.0)
+    try:
+        async with aiohttp.ClientSession() as session:
+            platform = ServePlatform(session, ray.dashboard_url, ray.proxy_url, token=ray.token, direct=True)
+            yield platform
+            await platform.close()
+    finally:
+        await ray.stop()

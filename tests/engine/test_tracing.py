@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
@@ -14,28 +13,14 @@ from services.gateway.otlp_settings import OtlpSettings
 from services.gateway.tracing import Sampler
 from services.rollout.platforms.base import RevisionSpec
 from services.rollout.platforms.serve import ServePlatform
-from services.serving.local_ray import LocalRay
 from services.store import migrate, open_store
-from tests.engine.conftest import ENGINE, ENVIRONMENT, make_model
+from tests.engine.conftest import ENGINE, make_model
 from tests.fakes.collector import Collector, collect
 from tests.fakes.gateway import KEY, gateway_settings, running_gateway
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 NAME = "assistant-v1-aaaa"
-
-
-@pytest.fixture
-async def platform(tmp_path: Path) -> AsyncIterator[ServePlatform]:
-    ray = LocalRay(ENVIRONMENT, tmp_path, tmp_path / "ray.log")
-    await ray.start(300.0)
-    try:
-        async with aiohttp.ClientSession() as session:
-            platform = ServePlatform(session, ray.dashboard_url, ray.proxy_url, token=ray.token, direct=True)
-            yield platform
-            await platform.close()
-    finally:
-        await ray.stop()
 
 
 async def test_the_engines_span_is_a_child_of_the_gateways(platform: ServePlatform, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import aiohttp
@@ -13,9 +13,8 @@ import pytest
 from services.common.routing import Hold, Route, Target
 from services.rollout.platforms.base import RevisionSpec, RevisionState
 from services.rollout.platforms.serve import ServePlatform
-from services.serving.local_ray import LocalRay
 from services.store import migrate, open_store
-from tests.engine.conftest import ENGINE, ENVIRONMENT, make_model
+from tests.engine.conftest import ENGINE, make_model
 from tests.fakes.gateway import KEY, gateway_settings, running_gateway
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
@@ -27,19 +26,6 @@ PACE = {"upscale_delay_s": 5.0, "downscale_delay_s": 5.0, "downscale_to_zero_del
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     return make_model(tmp_path / "model", 0)
-
-
-@pytest.fixture
-async def platform(tmp_path: Path) -> AsyncIterator[ServePlatform]:
-    ray = LocalRay(ENVIRONMENT, tmp_path, tmp_path / "ray.log")
-    await ray.start()
-    try:
-        async with aiohttp.ClientSession() as session:
-            platform = ServePlatform(session, ray.dashboard_url, ray.proxy_url, token=ray.token, direct=True)
-            yield platform
-            await platform.close()
-    finally:
-        await ray.stop()
 
 
 async def observed(platform: ServePlatform, until: Callable[[RevisionState], bool]) -> RevisionState:

@@ -99,11 +99,26 @@ class Stage(Generic[T]):
     ) -> RolloutStatus:
         """A rollout from its start until something is so."""
         await self.challenge(version, users)
+        return await self.until(
+            lambda rollout: rollout.version == version and until(rollout),
+            restart=restart, looks=looks, users=users, seconds=seconds,
+        )  # fmt: skip
+
+    async def until(
+        self,
+        so: Callable[[RolloutStatus], bool],
+        *,
+        restart: bool = False,
+        looks: int = 150,
+        users: int = 40,
+        seconds: float = 2.0,
+    ) -> RolloutStatus:
+        """Look after look until something is so."""
         for _ in range(looks):
             if restart:
                 self.restart()
             rollout = await self.look(users, seconds)
-            if rollout is not None and rollout.version == version and until(rollout):
+            if rollout is not None and so(rollout):
                 return rollout
         raise AssertionError(f"it never came to that: {rollout}")
 

@@ -273,13 +273,11 @@ async def test_weights_changed_by_hand(make: Make) -> None:
     assert route is not None
     world.store.publish_route(msgspec.structs.replace(route, weight=3_000))
     world.traffic.pass_time(4.0, 60)
-    rollout = await world.look(60)
+    await world.look(60)
     now = world.store.route("assistant")
     assert now is not None
     assert now.weight == 1_000, "the controller's word stands again"
-    while rollout is not None and not decided(rollout):
-        rollout = await world.look(60, 4.0)
-    assert rollout is not None
+    rollout = await world.until(decided, users=60, seconds=4.0)
     assert (rollout.verdict, rollout.reason) == ("advance", reasons.PROMOTED), rollout.message
 
 

@@ -206,11 +206,7 @@ async def test_failures_after_promotion_roll_back(stage: Callable[..., Stage[Tra
     world = stage(lambda version: worse[version], resource=rules)
     await world.play(lambda rollout: rollout.stage == "watch" and rollout.stage_started_at is not None)
     worse["2"] = Behaviour(failure=0.9)
-    for _ in range(40):
-        rollout = await world.look(users=20)
-        if rollout is not None and not rollout.active:
-            break
-    assert rollout is not None
+    rollout = await world.until(lambda rollout: not rollout.active, users=20)
     assert (rollout.reason, rollout.metric) == (reasons.WATCH_ERRORS, "errors")
     assert "users since" in rollout.message
     await world.look()
@@ -224,12 +220,7 @@ async def test_a_watch_is_the_same_however_often_the_controller_restarts(stage: 
     )
     await world.play(lambda rollout: rollout.stage == "watch" and rollout.stage_started_at is not None)
     worse["2"] = Behaviour(ttft=0.4)
-    for _ in range(40):
-        world.restart()
-        rollout = await world.look(users=20)
-        if rollout is not None and not rollout.active:
-            break
-    assert rollout is not None
+    rollout = await world.until(lambda rollout: not rollout.active, restart=True, users=20)
     assert rollout.reason == reasons.WATCH_TTFT, rollout.message
 
 

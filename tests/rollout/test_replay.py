@@ -108,11 +108,7 @@ async def test_a_rollback_in_the_watch_comes_out_as_it_did(url: str) -> None:
     world = Stage(url, resource, lambda store, clock: Traffic(store, clock, resource, versions.__getitem__))
     await world.play(lambda rollout: rollout.stage == "watch" and rollout.stage_started_at is not None)
     versions["2"] = Behaviour(displeased=0.9)
-    for _ in range(120):
-        rollout = await world.look(users=20)
-        if rollout is not None and not rollout.active:
-            break
-    assert rollout is not None
+    rollout = await world.until(lambda rollout: not rollout.active, users=20)
     assert rollout.reason == reasons.WATCH_FEEDBACK, rollout.message
     found = await again(world)
     assert (found.replayed, found.limits) == (found.recorded, ())
@@ -166,10 +162,7 @@ async def test_what_people_and_time_did_is_done_again(make: Make) -> None:
         await world.look()
     order("resume")
     order("approve")
-    for _ in range(60):
-        rollout = await world.look()
-        if rollout is not None and over(rollout):
-            break
+    await world.until(over)
     found = await again(world)
     assert found.recorded.verdict == "advance"
     assert found.replayed == found.recorded
@@ -184,10 +177,7 @@ async def test_an_engine_that_grew_too_slowly_holds_the_replay_back_too(make: Ma
     for _ in range(10):
         await world.look()
     world.platform.engines[candidate] = state
-    for _ in range(60):
-        rollout = await world.look()
-        if rollout is not None and over(rollout):
-            break
+    await world.until(over)
     found = await again(world)
     assert found.recorded.verdict == "advance"
     assert found.replayed == found.recorded

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
+from services.common.clock import rfc3339
 from services.rollout import reasons
 from services.rollout.decide import Decision
 from services.rollout.observed import EvidenceView
 from services.rollout.planning import Caution
 from services.rollout.platforms.base import RevisionState
-from services.rollout.resource_status import refused_status, rfc3339, service_status
+from services.rollout.resource_status import refused_status, service_status
 from services.rollout.resources import LLMService
 from services.store import Command, RolloutRow
 from tests.fakes.rollout_world import World, reading, service

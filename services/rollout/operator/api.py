@@ -15,7 +15,6 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -25,6 +24,7 @@ import urllib3
 from kubernetes import client
 from kubernetes import config as untyped_config
 
+from services.common.clock import rfc3339
 from services.rollout.platforms.kubernetes_objects import KubernetesRejected, KubernetesUnavailable, NoCluster, Objects
 
 CONNECT_SECONDS: Final = 5.0
@@ -239,7 +239,7 @@ class KubernetesApi:
         self, about: Mapping[str, Any], type: str, reason: str, action: str, message: str, key: str
     ) -> None:
         """A Kubernetes event about an object; the same `key` again counts the one that is there."""
-        metadata, now = about["metadata"], rfc3339_now()
+        metadata, now = about["metadata"], rfc3339(time.time())
         identity = f"{metadata['uid']}/{key}"
         name = f"{metadata['name']}.{sha256(identity.encode()).hexdigest()[:16]}"
         document = {
@@ -353,11 +353,6 @@ class KubernetesApi:
             retries=False,
         )
         return _Answer(response.status, response.data, _seconds(response.headers.get("Retry-After")))
-
-
-def rfc3339_now() -> str:
-    """This machine's time, as Kubernetes writes it."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _path(group: str, version: str, namespace: str | None, plural: str, *rest: str) -> str:
