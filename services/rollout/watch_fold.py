@@ -220,7 +220,7 @@ def _first(visit: ClosedUnit) -> ClosedUnit:
 def _watched(
     asked: Guardrail, by_hour: Mapping[int, Sequence[float]], ahead: set[int], level: float, arl: float
 ) -> Watched | None:
-    measured, late = METRICS[asked.metric], None
+    measured, late, slack = METRICS[asked.metric], None, 0.0
     shift: Shift = "downward" if measured.higher else "upward"
     if measured.kind == "quantile":
         quantile = asked.quantile or 0.5
@@ -234,12 +234,12 @@ def _watched(
         # Fewer bounds at once are closer ones: those of the window's own hours suffice where all of them are known.
         hours = ahead if ahead <= coins.keys() else coins.keys()
         past = {hour: Hour(math.fsum(coins[hour]), len(coins[hour])) for hour in hours}
-        margin = (-1 if measured.higher else 1) * asked.margin / (measured.bounds[1] - measured.bounds[0])
-        bounded = history_bounds(past, level, shift)
-        bounds = {hour: min(1.0, max(0.0, bounded[hour] + margin)) for hour in ahead}
+        margin = asked.margin / (measured.bounds[1] - measured.bounds[0])
+        frozen = history_bounds(past, level, shift, margin)
+        bounds, slack = {hour: frozen.by_hour[hour] for hour in ahead}, frozen.slack
     widest = min(bounds.values()) if measured.higher else max(bounds.values())
     before = fmean(_coins(asked.metric, itertools.chain.from_iterable(by_hour.values()), late))
-    return Watched(asked.metric, ShiftDetector(widest, arl, shift), bounds, late, before)
+    return Watched(asked.metric, ShiftDetector(widest, arl, shift, slack), bounds, late, before)
 
 
 def _late(by_hour: Mapping[int, Sequence[float]], ahead: set[int], quantile: float, level: float) -> float | None:

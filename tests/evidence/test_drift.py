@@ -50,31 +50,70 @@ def test_a_slower_first_token_is_found_by_its_quantile() -> None:
         is_late(math.nan, 1.0)
 
 
+def _excess(hours: dict[int, Hour], means: dict[int, float], alpha: float, margin: float) -> float:
+    """By how much the worst run of hours, or four whole weeks, exceeds what the bounds promise."""
+    bounds = history_bounds(hours, alpha, margin=margin)
+    over = np.array([hours[hour].units * (means[hour] + margin - bounds.by_hour[hour]) for hour in hours])
+    runs = [
+        over.take(range(start, start + length), mode="wrap").sum()
+        for start in range(len(over))
+        for length in range(1, len(over))
+    ]
+    return max(max(runs) - bounds.slack, over.sum())
+
+
 def test_hours_of_the_week_have_their_own_bounds() -> None:
-    hours = {hour: Hour(20.0 if hour % 24 < 12 else 60.0, 200) for hour in range(24)}
-    upper, lower = history_bounds(hours, 0.05), history_bounds(hours, 0.05, "downward")
-    assert lower[0] < 0.1 < upper[0] < 0.3 < upper[12]
-    assert lower[12] < 0.3
-    assert lower[100] < 0.2 < upper[100] < upper[12]  # no history of its own: all hours together
-    detector = ShiftDetector(0.5, 1000)
+    """Few users at night, three times the bad marks by day: the detector keeps quiet, and sees a rise that no hour shows by itself."""
+    hours = {hour: Hour(6.0 if 8 <= hour % 24 < 20 else 0.5, 20 if 8 <= hour % 24 < 20 else 5) for hour in range(168)}
+    upper, lower = history_bounds(hours, 0.05, margin=0.03), history_bounds(hours, 0.05, "downward", 0.03)
+    assert upper.by_hour[4] < upper.by_hour[12]
+    assert max(lower.by_hour.values()) < 0.3 < upper.by_hour[12]
     rng = np.random.default_rng(1)
-    clock = np.arange(2400) // 100 % 24
-    rates = np.where(clock % 24 < 12, 0.1, 0.3)
-    assert not detector.update((rng.random(2400) < rates).astype(float).tolist(), [upper[int(hour)] for hour in clock])
+    found = []
+    for factor in (1.0, 1.7):
+        detector = ShiftDetector(max(upper.by_hour.values()), 1000, slack=upper.slack)
+        for hour in np.arange(4 * 168) % 168:
+            users = hours[int(hour)].units
+            values = rng.random(users) < factor * hours[int(hour)].total / users
+            detector.update(values.astype(float).tolist(), [upper.by_hour[int(hour)]] * users)
+        found.append(detector.alarmed)
+    assert found == [False, True]
     with pytest.raises(ValueFault):
         history_bounds({0: Hour(5.0, 4)}, 0.05)
     with pytest.raises(PlanFault):
         history_bounds({}, 0.05)
 
 
-def test_history_bounds_hold() -> None:
-    """24 hours at once, ratings in between as well as coins: wrong in at most 20 % of histories."""
+def test_an_hour_without_history_has_the_widest_bound() -> None:
+    bounds = history_bounds({0: Hour(2.0, 100), 1: Hour(40.0, 100)}, 0.05).by_hour
+    assert bounds[100] == max(bounds.values())
+
+
+@pytest.mark.parametrize("users", [5, 60])
+def test_history_bounds_hold(users: int) -> None:
+    """Two days at once, ratings in between as well as coins: wrong in at most 20 % of histories."""
     wrong = 0
     for seed in range(30):
         rng = np.random.default_rng(seed)
-        hours = {hour: Hour(float(rng.beta(1, 3, 60).sum()), 60) for hour in range(24)}
-        wrong += any(bound < 0.25 for hour, bound in history_bounds(hours, 0.2).items() if hour in hours)
+        means = {hour: 0.1 + 0.3 * (hour % 24 >= 12) for hour in range(48)}
+        hours = {hour: Hour(float(rng.beta(2 * m, 2 - 2 * m, users).sum()), users) for hour, m in means.items()}
+        wrong += _excess(hours, means, 0.2, 0.02) > 1e-9
     assert wrong <= 6
+
+
+def test_slack_is_paid_for() -> None:
+    """Values that exceed their m₀ by the slack in sum gain no more than chance: run lengths hold; and a real change takes longer to see."""
+    lengths: dict[float, list[int]] = {0.0: [], 10.0: []}
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        means = np.where(np.arange(3000) % 200 < 100, 0.3, 0.1)  # 10 more than m₀ within a hundred values, then 10 less
+        values = (rng.random(3000) < means).astype(float)
+        for slack, found in lengths.items():
+            found.append(_run_length(ShiftDetector(0.2, 1000, slack=slack), values))
+    assert np.mean(lengths[10.0]) >= 1000
+    assert np.mean(lengths[0.0]) < np.mean(lengths[10.0])
+    with pytest.raises(PlanFault):
+        ShiftDetector(0.2, 1000, slack=-1.0)
 
 
 def test_a_fleet_of_detectors() -> None:
