@@ -108,7 +108,9 @@ class AdapterPlatform:
             return RevisionState(name, "starting", 0, None, f"its engine {base} is {phase}", base=base)
         if not self._proxied.answered(name, engine.address):
             message = self._proxied.message(name)
-            return RevisionState(name, "failed" if self._proxied.refused(name) else "starting", 0, None, message, base=base)
+            return RevisionState(
+                name, "failed" if self._proxied.refused(name) else "starting", 0, None, message, base=base
+            )
         if self._directs.get(name) != engine.direct:  # another replica, which has not answered yet
             self._direct.forget(name)
             self._directs[name] = engine.direct
