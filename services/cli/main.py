@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from services.cli import what_if
+from services.cli import costs, what_if
 from services.cli.errors import CliError, NotFound, UsageFault
 from services.cli.options import (
     PLUGIN,
@@ -237,6 +237,7 @@ def logs(
 
 app.command(rich_help_panel=WATCH)(what_if.plan)
 app.command(rich_help_panel=WATCH)(what_if.replay)
+app.command(rich_help_panel=WATCH)(costs.costs)
 
 
 @app.command(rich_help_panel=STEER)
