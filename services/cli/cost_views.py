@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -17,14 +17,14 @@ from services.rollout.resources_cost import Cost
 from services.rollout.status import RolloutStatus
 
 if TYPE_CHECKING:
-    from services.store import Marks, UserUsage
+    from services.store import Marks, Usage, UserUsage
 
-_KEYS: Final = {
+_KEYS: Final[Mapping[str, Callable[[Usage], tuple[str, ...]]]] = {
     "day": lambda of: (_day(of.hour),),
     "revision": lambda of: (of.revision, of.arm),
     "key": lambda of: (of.tenant, of.key),
 }
-_HEADS: Final = {
+_HEADS: Final[Mapping[str, tuple[str, ...]]] = {
     "day": ("day",), "revision": ("revision", "arm"), "key": ("tenant", "key"), "user": ("user",),
 }  # fmt: skip
 

@@ -103,7 +103,7 @@ def _told(
         if named is None:
             return None
         raise CliError(
-            f"{service} has no prices: set spec.cost.perReplicaHour, or .perMillionTokens, in its resource, or try some with --resource FILE"
+            f"{service} has no prices: set spec.cost.perReplicaHour, or .perMillionTokens, in its resource; --resource FILE tries some"
         )
     marks = store.marks(service, since, now)
     found = report(records, prices, marks, since, now)
