@@ -238,6 +238,11 @@ CONTROLLER: Final = (
         "The admission webhook's certificate ends in {{ $value | humanizeDuration }}",
         "After that the API server cannot ask the webhook: resources are refused, or taken unchecked.",
     ),
+    Alert(
+        "UnderstudyCostOverBudget", "warning", f"sum by ({BY}) ({t.COST_TODAY}) > on ({BY}) {t.COST_BUDGET}", "10m",
+        f"{_SERVICE} has cost {{{{ $value | humanize }}}} today, more than its budget",
+        "Nothing is stopped. The day ends at midnight UTC, in the currency of spec.cost.",
+    ),
 )  # fmt: skip
 
 GATEWAY: Final = (

@@ -121,7 +121,7 @@ def replay(
 
     if where.in_cluster:
         raise UsageFault("users are recorded in the platform's store, not in resources: name it with --store URL")
-    began = _moment(since, time.time())
+    began = since_moment(since, time.time())
     rules = None if resource is None else read_resource(resource, service)
     name = service if service is not None or rules is None else rules.name
     with opened(store_url(where.store)) as store:
@@ -173,7 +173,7 @@ def _played(store: Store, rows: list[RolloutRow], rules: LLMService | None, outp
     return found
 
 
-def _moment(text: str, now: float) -> float:
+def since_moment(text: str, now: float) -> float:
     """Seconds since the epoch of an age or a date. Raises UsageFault."""
     from datetime import datetime
 

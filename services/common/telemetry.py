@@ -21,7 +21,7 @@ ARM: Final = "arm"
 """`stable`, `control`, `candidate`."""
 OUTCOME: Final = "outcome"
 KIND: Final = "kind"
-"""`live` or `mirror`; of feedback its kind."""
+"""`live` or `mirror`, of costs `idle` too; of feedback its kind."""
 REASON: Final = "reason"
 FILTER: Final = "filter"
 ACTION: Final = "action"
@@ -45,6 +45,9 @@ CLAIM: Final = "claim"
 TYPE: Final = "type"
 CALL: Final = "call"
 CHAMPION: Final = "champion"
+CURRENCY: Final = "currency"
+MODEL: Final = "model"
+"""A model of `spec.cost.comparedWith`, as the resource names it."""
 
 UNKNOWN: Final = "unknown"
 """Service of a request that names none that there is."""
@@ -342,6 +345,45 @@ JUDGEMENTS: Final = _counter(
     "Mirrored pairs by what came of them: `judged`, of these `inconsistent` (turned with the order), `without_reference`, `unparsable`, "
     "`undecipherable`.",
     SERVICE, RESULT, unit="pairs",
+)  # fmt: skip
+
+# Costs, of services with `spec.cost`. Gauges, since an hour's cost is spread anew while the hour runs; read every five minutes, those
+# of a week and of the month every hour
+COST_TODAY: Final = _gauge(
+    "controller", "understudy_cost_today",
+    "Spent since midnight UTC; arm and kind `idle`: an engine in hours in which nobody asked.",
+    SERVICE, REVISION, ARM, KIND, unit="the currency",
+)  # fmt: skip
+COST_COMPARED: Final = _gauge(
+    "controller", "understudy_cost_compared_today", "What today's live tokens would cost at another model's list price.",
+    SERVICE, MODEL, unit="the currency",
+)  # fmt: skip
+COST_BUDGET: Final = _gauge(
+    "controller", "understudy_cost_budget_per_day", "What a day may cost; only where the resource has a budget.", SERVICE,
+    unit="the currency",
+)  # fmt: skip
+COST_INFO: Final = _gauge(
+    "controller", "understudy_cost_info", "1; names the currency of the service's prices.", SERVICE, CURRENCY,
+    unit="constant",
+)  # fmt: skip
+COST_MONTH: Final = _gauge(
+    "controller", "understudy_cost_month",
+    "What the running month will have cost, UTC; bounds of 90 %; not there before a week of whole days.",
+    SERVICE, BOUND, unit="the currency",
+)  # fmt: skip
+COST_PER_THOUSAND: Final = _gauge(
+    "controller", "understudy_cost_per_thousand_answers", "What a thousand answers cost, over seven days.", SERVICE,
+    unit="the currency",
+)  # fmt: skip
+COST_PER_GOOD: Final = _gauge(
+    "controller", "understudy_cost_per_good_answer",
+    "What an answer costs that users call good, over seven days, if unmarked answers are as good as marked ones; bounds of 95 %.",
+    SERVICE, BOUND, unit="the currency",
+)  # fmt: skip
+COST_BREAK_EVEN: Final = _gauge(
+    "controller", "understudy_cost_break_even_requests",
+    "Requests a day from which the own replicas, as many as in the last seven days, cost less than another model.",
+    SERVICE, MODEL, unit="requests a day",
 )  # fmt: skip
 
 METRICS: Final = tuple(value for value in list(globals().values()) if isinstance(value, MetricSpec))

@@ -19,7 +19,7 @@ from services.gateway.auth import Caller
 from services.gateway.metrics import Metrics
 from services.gateway.recorder import Recorder
 from services.gateway.tracing import Tracer
-from services.store import Store, StoreError, is_bad_mark
+from services.store import Store, StoreError, is_bad_mark, is_good_mark
 from services.store.records import Feedback, FeedbackKind, Observation
 
 REMEMBERED: Final = 50_000
@@ -207,8 +207,7 @@ class FeedbackDesk:
 def _mark(kind: FeedbackKind, value: float | None) -> Literal["good", "bad", "neutral"]:
     if is_bad_mark(kind, value):
         return "bad"
-    good = kind == "thumb" or (kind == "rating" and value is not None and value >= 4) or kind == "copy"
-    return "good" if good else "neutral"
+    return "good" if is_good_mark(kind, value) else "neutral"
 
 
 def _stored_id(tenant: str, request_id: str, client_id: str) -> str:

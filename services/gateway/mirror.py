@@ -57,6 +57,7 @@ class Copy:
     entry: Entry
     unit: str
     tenant: str
+    key: str
 
 
 class Mirror:
@@ -166,6 +167,7 @@ class Mirror:
             started_at=started_at,
             pair=copy.request_id,
             tenant=copy.tenant,
+            key=copy.key,
         )
         self._recorder.record(row)
         self._metrics.observed(row, cached=attempt.meter.tokens_cached)

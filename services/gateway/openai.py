@@ -232,7 +232,10 @@ class Completions:
                 attempt.close()
         if attempt is not None and attempt.meter.done:
             await attempt.finish()
-            self._mirror.offer(Copy(call.request, call.request_id, call.entry, call.placement.unit, call.caller.tenant))
+            caller = call.caller
+            self._mirror.offer(
+                Copy(call.request, call.request_id, call.entry, call.placement.unit, caller.tenant, caller.name)
+            )
 
     async def _open(self, call: _Call, deadline: float) -> Attempt:
         """The attempt whose answer the client gets, its first bytes at hand.
@@ -397,6 +400,7 @@ class Completions:
             bucket=placement.bucket,
             started_at=call.started_at + (attempt.began - call.began),
             tenant=call.caller.tenant,
+            key=call.caller.name,
             client_request_id=call.head.client_request_id,
             counted=placement.counted,
         )

@@ -38,10 +38,12 @@ class _Gauges(Collector):
 
     def __init__(self) -> None:
         self.of: dict[str, list[Sample]] = {}
+        self.costs: dict[str, Sequence[Sample]] = {}
+        """These come at their own pace."""
 
     def collect(self) -> Iterator[Metric]:
         families = {spec.name: GaugeMetricFamily(spec.name, spec.text, labels=spec.labels) for spec in _GAUGES}
-        for service, samples in self.of.items():
+        for service, samples in (*self.of.items(), *self.costs.items()):
             for spec, labels, value in samples:
                 families[spec.name].add_metric((service, *labels), value)
         yield from families.values()
@@ -99,6 +101,10 @@ class Metrics:
                 samples += _of_reading(reading)
         self._gauges.of[service] = samples
 
+    def spent(self, service: str, samples: Sequence[Sample]) -> None:
+        """What the service costs, in place of what was told before."""
+        self._gauges.costs[service] = samples
+
     def failed(self, service: str) -> None:
         """A look broke off."""
         self._looks.labels(service, "failed").inc()
@@ -121,6 +127,7 @@ class Metrics:
     def gone(self, service: str) -> None:
         """The service is no more."""
         self._gauges.of.pop(service, None)
+        self._gauges.costs.pop(service, None)
         for metric in self._by_service:
             metric.remove_by_labels({names.SERVICE: service})
 

@@ -12,6 +12,7 @@ import aiohttp
 
 from services.common.clock import SystemClock
 from services.rollout.artifacts import CachedArtifacts
+from services.rollout.cost_telling import CostTeller
 from services.rollout.errors import InvalidResource
 from services.rollout.execute import Executor
 from services.rollout.health import Health
@@ -113,6 +114,11 @@ class Parts:
     def _beside(self, service: LLMService, metrics: Metrics) -> Collection[asyncio.Task[None]]:
         """The tasks that run between a service's looks."""
         tasks = [asyncio.create_task(sweep(service, self._store), name=f"retention {service.name}")]
+        if service.spec.cost is None:
+            metrics.spent(service.name, ())
+        else:
+            teller = CostTeller(service, service.spec.cost, self._store, metrics.spent)
+            tasks.append(asyncio.create_task(teller.run(), name=f"costs {service.name}"))
         if service.spec.rollout.notifications:
             notifier = Notifier(service, self._store, self._session, self._environ)
             tasks.append(asyncio.create_task(notifier.run(), name=f"notifications {service.name}"))

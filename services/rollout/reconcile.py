@@ -16,6 +16,7 @@ from services.common.routing import Route
 from services.evidence import StateFault
 from services.rollout import removal
 from services.rollout.actions import Emit, KeepExperiment, PublishRoute
+from services.rollout.bookkeeping import Bookkeeper
 from services.rollout.decide import Decision, decide
 from services.rollout.drift import DriftKeeper
 from services.rollout.errors import RegistryError
@@ -53,6 +54,7 @@ class Reconciler:
         self.service = service
         self._store, self._observer, self._executor = store, observer, executor
         self._experiments, self._drift = ExperimentKeeper(store), DriftKeeper(store)
+        self._books = Bookkeeper(store)
         self.conditions: tuple[Condition, ...] = ()
         self.last: Look | None = None
         self._retiring_since: float | None = None
@@ -71,6 +73,7 @@ class Reconciler:
             tried = await self._experiments.versions(self.service)
             sight = await self._observer.look(self.service, self.conditions, self._executor.refused, tried)
             sight = await self._drift.look(self.service, await self._experiments.look(self.service, sight))
+            await self._books.look(self.service, sight.observed, sight.now)
             rules = sight.observed.rules or self.service
             evidence = await self._folded(sight, rules)
             step = sight.observed.rollout.step if sight.observed.rollout else 0
@@ -101,6 +104,7 @@ class Reconciler:
             self._executor.close()
         )  # an engine that is still being started must not come up behind the one that removes it
         sight = await self._observer.look(self.service, self.conditions, {})
+        await self._books.look(self.service, sight.observed, sight.now)
         self._retiring_since = self._retiring_since or sight.now
         elapsed = sight.now - self._retiring_since
         forgotten = sight.observed.route is None and await asyncio.to_thread(self._forgotten)

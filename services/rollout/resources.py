@@ -9,6 +9,7 @@ resources_rollout   stages, judge, freeze windows, notifications
 resources_metrics   metrics, guardrails, goals, segments
 resources_experiment  A/B experiments
 resources_gateway   quotas, content filters, system prompt
+resources_cost      prices, budget
 resources_base      what the models share
 """
 
@@ -21,6 +22,7 @@ from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from services.rollout.durations import Days
 from services.rollout.resources_base import PinnedVersion, Resource, cel, keyed
+from services.rollout.resources_cost import Cost
 from services.rollout.resources_engine import Engine
 from services.rollout.resources_experiment import Experiment, distinct
 from services.rollout.resources_gateway import Gateway
@@ -41,6 +43,7 @@ __all__ = [
     "METRICS",
     "RELATIVE",
     "CanaryStep",
+    "Cost",
     "Engine",
     "FreezeWindow",
     "Goal",
@@ -144,6 +147,9 @@ class Spec(Resource):
         description="Versions compared on live users, with nothing to promote.",
     )
     gateway: Gateway = Field(default_factory=Gateway, description="Quotas, content filters and prompt of the service.")
+    cost: Cost | None = Field(
+        default=None, description="What the service costs; without it no costs are shown. See docs/costs.md."
+    )
     privacy: Privacy = Field(default_factory=Privacy, description="What of prompts and answers may be kept.")
     retention: Retention = Field(default_factory=Retention, description="How long the store keeps rows.")
 

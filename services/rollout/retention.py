@@ -1,4 +1,6 @@
-"""Deletes a service's old rows from the store, as its resource says. Run by the controller beside the looks, one task a service."""
+"""Sums a service's usage by hour and deletes its old rows from the store, as its resource says. Run by the controller beside the looks, one
+task a service.
+"""
 
 from __future__ import annotations
 
@@ -34,5 +36,6 @@ async def sweep(service: LLMService, store: Store, sleep: Callable[[float], Awai
 
 def prune(service: LLMService, store: Store) -> int:
     """One sweep; the number of deleted rows. Raises StoreError."""
+    store.sum_usage(service.name)  # first: costs are known for longer than rows are kept
     retention, now = service.spec.retention, store.now()
     return store.prune(service.name, now - retention.observations, now - retention.audit)

@@ -8,13 +8,16 @@ history.py        baseline, series             housekeeping.py  erasure, retenti
 experiments.py    A/B experiments               past.py          users before their exposure
 standing.py       where a service stands: all of it that a look begins with
 usage.py          users in time, for plans    visits.py        users where there are no arms
+costs.py          usage by hour, replicas, prices   marks.py   which marks are good
 schema.py         tables                       migration.py, migrations/
 database.py       transactions, dialects       errors.py        what it raises
 records.py, rows.py   what goes in and comes out
 """
 
+from services.store.costs import CostRecords, Marks, Rate, Usage, UserUsage
 from services.store.errors import SchemaMismatch, StoreCorrupt, StoreError, StoreUnavailable
 from services.store.history import is_bad_mark
+from services.store.marks import is_good_mark
 from services.store.records import Exposure, Feedback, FeedbackKind, Observation, Outcome, Record
 from services.store.rows import (
     AuditEntry,
@@ -37,6 +40,7 @@ __all__ = [
     "AuditEntry",
     "ClosedUnit",
     "Command",
+    "CostRecords",
     "Cursor",
     "ExperimentRow",
     "Exposure",
@@ -46,10 +50,12 @@ __all__ = [
     "History",
     "JudgeMaterial",
     "Judgement",
+    "Marks",
     "MirroredPair",
     "Observation",
     "Outcome",
     "Past",
+    "Rate",
     "Record",
     "RolloutRow",
     "SchemaMismatch",
@@ -58,7 +64,10 @@ __all__ = [
     "StoreCorrupt",
     "StoreError",
     "StoreUnavailable",
+    "Usage",
+    "UserUsage",
     "is_bad_mark",
+    "is_good_mark",
     "migrate",
     "open_store",
 ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Table, and_, delete, or_, select, tuple_, union_all
+from sqlalchemy import ColumnElement, Table, and_, delete, exists, or_, select, tuple_, union_all
 
 from services.store.database import Database
 from services.store.judging import MATERIAL_SECONDS
@@ -22,11 +22,14 @@ from services.store.schema import (
     judgements,
     leases,
     observations,
+    prices,
     readings,
+    replicas,
     rollouts,
     route_history,
     routes,
     streams,
+    usage_hours,
 )
 
 _CHUNK: Final = 5_000  # rows of one transaction: some tens of milliseconds
@@ -49,7 +52,8 @@ class Housekeeping:
         return deleted
 
     def prune(self, service: str, older_than: float, audit_older_than: float) -> int:
-        """Delete a service's rows from before the time `older_than` (not an age), and its audit entries from before `audit_older_than`.
+        """Delete a service's rows from before the time `older_than` (not an age), and its audit entries and what its costs are reckoned
+        from, where that is from before `audit_older_than`.
 
         Kept whatever their age: rows of rollouts and experiments that have not finished, the newest route, rollouts, experiments.
         With any service go the judge's material after an hour, and what is left of gateways that have not been heard of since `older_than`.
@@ -70,6 +74,12 @@ class Housekeeping:
         answered = and_(commands.c.service == service, commands.c.handled_at < older_than)
         deleted += self._delete(commands, answered)
         deleted += self._delete(audit, and_(audit.c.service == service, audit.c.at < audit_older_than))
+        deleted += self._delete(
+            usage_hours, and_(usage_hours.c.service == service, usage_hours.c.hour < audit_older_than)
+        )
+        for table, of in ((replicas, ("service", "engine")), (prices, ("service",))):
+            gone = and_(table.c.service == service, _superseded(table, of, audit_older_than))
+            deleted += self._delete(table, gone)
         own = union_all(*(select(table.c.id).where(table.c.service == service) for table in (rollouts, experiments)))
         for table, time in (
             (exposures, exposures.c.closes_at),
@@ -91,6 +101,13 @@ class Housekeeping:
             deleted += count
             if count < _CHUNK:
                 return deleted
+
+
+def _superseded(table: Table, of: tuple[str, ...], before: float) -> ColumnElement[bool]:
+    """The row tells of a time before `before` alone: another of the same `of` has followed it by then."""
+    next_ = table.alias()
+    same = and_(*(next_.c[name] == table.c[name] for name in of))
+    return exists().where(same, next_.c.since > table.c.since, next_.c.since <= before)
 
 
 def _finished(table: Table) -> ColumnElement[bool]:

@@ -13,17 +13,16 @@ from sqlalchemy import (
     Connection,
     Float,
     Select,
-    and_,
     case,
     cast,
     func,
     literal_column,
     null,
-    or_,
     select,
     union_all,
 )
 
+from services.store.marks import BAD
 from services.store.rows import Past
 from services.store.schema import feedback, live, observations, stored
 
@@ -31,12 +30,6 @@ PAST_SECONDS: Final = 7 * 86_400.0
 """A week: one of each day. It bounds what is read of a user."""
 
 _TOKENS: Final = case((observations.c.outcome == "error", 0), else_=observations.c.tokens_out)
-_BAD: Final = or_(
-    and_(feedback.c.kind == "thumb", feedback.c.value < 0),
-    and_(feedback.c.kind == "rating", feedback.c.value <= 2),
-    feedback.c.kind.in_(("retry", "escalation")),
-)
-"""`history.is_bad_mark`, for the database."""
 
 
 def pasts_of(connection: Connection, page: Select[Any], as_of: float | None) -> dict[str, Past]:
@@ -83,7 +76,7 @@ def pasts_of(connection: Connection, page: Select[Any], as_of: float | None) -> 
             before.c.unit,
             zero.label("requests"),
             zero.label("failed"),
-            func.max(case((_BAD, 1), else_=0)).label("bad"),
+            func.max(case((BAD, 1), else_=0)).label("bad"),
             func.max(case((feedback.c.kind == "retry", 1), else_=0)).label("retries"),
             func.max(case((feedback.c.kind == "escalation", 1), else_=0)).label("escalations"),
             none.label("tokens"),

@@ -48,6 +48,8 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True, tag_field="record",
     gap_max: float | None = None
     tokens_in: int | None = None
     tokens_out: int | None = None
+    tokens_cached: int | None = None
+    """Of `tokens_in`, those that the engine had in its cache; None: it does not tell."""
     outcome: Outcome
     status: int
     error: str | None = None
@@ -56,6 +58,8 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True, tag_field="record",
     pair: str | None = None
     """For mirrored copies: the pair's id (the live request's id)."""
     tenant: str = ""
+    key: str = ""
+    """Name of the API key; empty in rows of before it was recorded."""
     client_request_id: str | None = None
     counted: bool = True
     """False for pinned requests and for units with too large a share of the traffic: kept, but outside the statistics."""

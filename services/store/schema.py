@@ -30,7 +30,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeDecorator
 
-SCHEMA_REVISION: Final = "0002"
+SCHEMA_REVISION: Final = "0003"
 """Alembic's newest revision. Kept here so that a gateway can check the schema without importing Alembic."""
 
 
@@ -90,6 +90,8 @@ observations = Table(
     Column("boot", String, nullable=False),
     Column("sequence", BigInteger, nullable=False),
     Column("stored_at", Double, nullable=False),
+    Column("tokens_cached", Integer),
+    Column("key", String, nullable=False, server_default=""),
 )
 _in_rollout = text("rollout IS NOT NULL")
 _mirrored = text("kind = 'mirror'")
@@ -313,6 +315,47 @@ commands = Table(
     Column("answer", Text),
 )
 Index("commands_service", *(commands.c[c] for c in ("service", "handled_at", "at")))
+
+usage_hours = Table(  # requests summed by hour of their start: what costs are made of, kept longer than the rows
+    "usage_hours",
+    metadata,
+    Column("service", String, primary_key=True),
+    Column("hour", Double, primary_key=True),
+    Column("revision", String, primary_key=True),
+    Column("arm", String, primary_key=True),
+    Column("rollout", String, primary_key=True),  # empty: none
+    Column("kind", String, primary_key=True),
+    Column("tenant", String, primary_key=True),
+    Column("key", String, primary_key=True),
+    Column("requests", BigInteger, nullable=False),
+    Column("answered", BigInteger, nullable=False),
+    Column("tokens_in", BigInteger, nullable=False),
+    Column("tokens_cached", BigInteger, nullable=False),
+    Column("tokens_out", BigInteger, nullable=False),
+    Column("seconds", Double, nullable=False),
+)
+replicas = Table(  # how many an engine has, from `since` on
+    "replicas",
+    metadata,
+    Column("service", String, primary_key=True),
+    Column("engine", String, primary_key=True),
+    Column("since", Double, primary_key=True),
+    Column("replicas", Integer, nullable=False),
+)
+revision_engines = Table(  # of revisions that share an engine: adapters and prompts
+    "revision_engines",
+    metadata,
+    Column("service", String, primary_key=True),
+    Column("revision", String, primary_key=True),
+    Column("engine", String, nullable=False),
+)
+prices = Table(  # `spec.cost` as it is in force from `since` on; null: there is none
+    "prices",
+    metadata,
+    Column("service", String, primary_key=True),
+    Column("since", Double, primary_key=True),
+    Column("document", Document),
+)
 
 
 def live(table: FromClause) -> ColumnElement[bool]:

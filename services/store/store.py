@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from services.common.clock import Clock, SystemClock
 from services.store.closing import Closing
+from services.store.costs import Costs
 from services.store.database import Database, parse_url
 from services.store.experiments import Experiments
 from services.store.history import History
@@ -34,6 +35,7 @@ class Store(
     Standings,
     History,
     Usage,
+    Costs,
     Housekeeping,
 ):
     """One database. Thread-safe; several processes may have it open.

@@ -67,6 +67,15 @@ def gauge(name: str, labels: str, values: str) -> dict[str, str]:
     return {f"{name}{{{labels}}}": values}
 
 
+def spent(stable: str, candidate: str) -> dict[str, str]:
+    cost = "understudy_cost_today"
+    return gauge(cost, LIVE, stable) | gauge(cost, LIVE.replace("v4", "v5").replace("stable", "candidate"), candidate)
+
+
+def budget(values: str) -> dict[str, str]:
+    return gauge("understudy_cost_budget_per_day", HERE, values)
+
+
 AVAILABILITY = "UnderstudyAvailabilityBudgetBurns"
 CASES = (
     Case(AVAILABILITY, requests("ok", "0+90x700") | requests("error", "0+10x700"), "2h", ("critical", "warning")),
@@ -165,6 +174,10 @@ CASES = (
         gauge("understudy_controller_webhook_certificate_end_timestamp_seconds", POD, "5000000x90"),
         "70m",
     ),
+    Case("UnderstudyCostOverBudget", spent("60x30", "41x30") | budget("100x30"), "20m", ("warning",)),
+    Case("UnderstudyCostOverBudget", spent("60x30", "40x30") | budget("100x30"), "20m"),
+    Case("UnderstudyCostOverBudget", spent("60x30", "41x30"), "20m"),  # no budget
+    Case("UnderstudyCostOverBudget", spent("60x30", "41x5 0x25") | budget("100x30"), "20m"),  # a new day
     Case("UnderstudyGatewayDown", {}, "5m", ("critical",)),
     Case("UnderstudyGatewayDown", gauge("understudy_gateway_requests_in_flight", POD, "0x20"), "5m"),
     Case("UnderstudyGatewayStoreAway", gauge("understudy_gateway_store_contact_age_seconds", POD, "1 45 105 165"), "3m", ("warning",)),

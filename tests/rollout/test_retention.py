@@ -18,9 +18,14 @@ class Recorded:
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, float, float]] = []
+        self.summed: list[str] = []
 
     def now(self) -> float:
         return 1000 * DAY
+
+    def sum_usage(self, service: str) -> int:
+        self.summed.append(service)
+        return 0
 
     def prune(self, service: str, older_than: float, audit_older_than: float) -> int:
         self.asked.append((service, older_than, audit_older_than))
@@ -48,6 +53,7 @@ async def test_rows_go_at_the_age_that_the_resource_names() -> None:
     with contextlib.suppress(asyncio.CancelledError):
         await task
     assert store.asked[1] == ("assistant", 993 * DAY, 910 * DAY)
+    assert len(store.summed) >= 2  # before each deletion
     assert 0 <= naps[0] < PERIOD
     assert naps[1] == PERIOD
 

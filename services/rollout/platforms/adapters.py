@@ -105,15 +105,17 @@ class AdapterPlatform:
         if engine is None or engine.phase != "ready" or engine.address is None:
             self._forget(name)
             phase = "absent" if engine is None else engine.phase
-            return RevisionState(name, "starting", 0, None, f"its engine {base} is {phase}")
+            return RevisionState(name, "starting", 0, None, f"its engine {base} is {phase}", base=base)
         if not self._proxied.answered(name, engine.address):
             message = self._proxied.message(name)
-            return RevisionState(name, "failed" if self._proxied.refused(name) else "starting", 0, None, message)
+            return RevisionState(
+                name, "failed" if self._proxied.refused(name) else "starting", 0, None, message, base=base
+            )
         if self._directs.get(name) != engine.direct:  # another replica, which has not answered yet
             self._direct.forget(name)
             self._directs[name] = engine.direct
         direct = engine.direct if engine.direct and self._direct.answered(name, engine.direct) else None
-        return RevisionState(name, "ready", engine.ready_replicas, engine.address, "", direct)
+        return RevisionState(name, "ready", engine.ready_replicas, engine.address, "", direct, base=base)
 
     def _forget(self, name: str) -> None:
         self._proxied.forget(name)

@@ -71,6 +71,8 @@ class RevisionState:
     direct: str | None = None  # base URL ending in /v1
     replicas: tuple[int, int] | None = None
     """Fewest and most that the revision may have now; None: unknown."""
+    base: str | None = None
+    """The engine that serves it, whose replicas it has: an adapter's."""
 
 
 class Platform(Protocol):

@@ -1,0 +1,96 @@
+"""Tells the metrics what a service costs. Run by the controller beside the looks, one task for each service with prices: no look waits for
+it or asks for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Final
+
+from services.common import telemetry as names
+from services.rollout.cost_report import DAY, Interval, Report, day_start, reach, report
+from services.rollout.costing import Prices, began, grouped, prices_of, spread, total
+from services.rollout.metrics import Sample
+from services.rollout.resources import LLMService
+from services.rollout.resources_cost import Cost
+from services.store import CostRecords, Store, StoreError
+
+log = logging.getLogger(__name__)
+
+PERIOD: Final = 300.0
+"""Seconds between two readings of today's hours."""
+WHOLE: Final = 12
+"""Every so many readings the week and the month are read too: an hour."""
+WINDOW: Final = 7 * DAY
+"""Of what is told of answers and of break-even."""
+
+
+class CostTeller:
+    """One service's."""
+
+    def __init__(
+        self, service: LLMService, cost: Cost, store: Store, tell: Callable[[str, Sequence[Sample]], None]
+    ) -> None:
+        self._name, self._cost, self._store, self._tell = service.name, cost, store, tell
+        self._slow: list[Sample] = []
+        self._readings = 0
+
+    async def run(self, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
+        """Until cancelled. Services begin at different times of the period."""
+        await sleep(int(hashlib.sha256(self._name.encode()).hexdigest()[:8], 16) / 16**8 * PERIOD)
+        while True:
+            try:
+                self._tell(self._name, await asyncio.to_thread(self.read))
+            except StoreError as error:
+                log.warning("costs of %s: %s", self._name, error)
+            await sleep(PERIOD)
+
+    def read(self) -> list[Sample]:
+        """What is to be told now. Raises StoreError."""
+        now = self._store.now()
+        whole = self._readings % WHOLE == 0
+        since = reach(now - WINDOW, now) if whole else day_start(now)
+        records = self._store.cost_records([self._name], since)[self._name]
+        prices = prices_of(records.prices) or [(now, self._cost)]
+        if whole:
+            marks = self._store.marks(self._name, now - WINDOW, now)
+            found = report(records, prices, marks, now - WINDOW, now)
+            self._slow = [] if found is None else list(_lasting(found))
+        self._readings += 1
+        return [*_today(self._cost, records, prices, now), *self._slow]
+
+
+def _today(cost: Cost, records: CostRecords, prices: Prices, now: float) -> Iterator[Sample]:
+    yield names.COST_INFO, (cost.currency,), 1.0
+    if cost.budget is not None:
+        yield names.COST_BUDGET, (), cost.budget.per_day
+    first = began(records, prices)
+    spends = [] if first is None else spread(records, prices, max(first, day_start(now)), now)
+    for (revision, arm, kind), sums in grouped(spends, lambda s: (s.usage.revision, s.usage.arm, s.usage.kind)).items():
+        yield names.COST_TODAY, (revision, arm, kind), sums.amount
+    sums = total(spends)
+    for model in cost.compared_with:
+        yield names.COST_COMPARED, (model.name,), model.of(sums.tokens_in, sums.tokens_cached, sums.tokens_out)
+
+
+def _lasting(found: Report) -> Iterator[Sample]:
+    if found.projection is not None:
+        for bound, value in _bounds(found.projection.amount):
+            yield names.COST_MONTH, (bound,), value
+    if found.per_thousand_answers is not None:
+        yield names.COST_PER_THOUSAND, (), found.per_thousand_answers
+    if found.good is not None and found.good.per_answer is not None:
+        for bound, value in _bounds(found.good.per_answer):
+            yield names.COST_PER_GOOD, (bound,), value
+    for model in found.compared:
+        if model.break_even is not None:
+            yield names.COST_BREAK_EVEN, (model.name,), model.break_even
+
+
+def _bounds(of: Interval) -> Iterator[tuple[str, float]]:
+    for bound, value in (("estimate", of.estimate), ("lower", of.lower), ("upper", of.upper)):
+        if value is not None:
+            yield bound, value
