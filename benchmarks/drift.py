@@ -193,15 +193,20 @@ def run(job: tuple[str, int, int]) -> tuple[str, int, dict[str, float]]:
     return cell, users_per_day, found
 
 
-def summary(times: list[float]) -> dict[str, Any]:
-    """An alarm before the change is a false one; the delay is from the change on."""
-    delays = sorted((at - CHANGE) / HOUR for at in times if CHANGE <= at < math.inf)
+def summary(times: list[float], since: float) -> dict[str, Any]:
+    """An alarm before the change is a false one; the delay is from the change on. `since`: infinite where nothing changes."""
+    delays = sorted((at - since) / HOUR for at in times if since <= at < math.inf)
     return {
-        "false": sum(at < CHANGE for at in times),
+        "false": sum(at < since for at in times),
         "alarmed": len(delays),
         "medianHours": round(delays[len(delays) // 2], 1) if delays else None,
         "runs": len(times),
     }
+
+
+def told(cell: str, runs: list[dict[str, float]]) -> dict[str, Any]:
+    since = math.inf if CELLS[cell][0] is nothing else CHANGE
+    return {rule: summary([one[rule] for one in runs], since) for rule in runs[0]}
 
 
 def main() -> None:
@@ -215,16 +220,13 @@ def main() -> None:
             found.setdefault((cell, users), []).append(times)
             if done % 100 == 0:
                 print(f"{done}/{len(jobs)} runs", flush=True)
-    table = [
-        {"cell": cell, "usersPerDay": users, **{rule: summary([one[rule] for one in all]) for rule in all[0]}}
-        for (cell, users), all in found.items()
-    ]
+    table = [{"cell": cell, "usersPerDay": users, **told(cell, mine)} for (cell, users), mine in found.items()]
     RESULT.write_text(json.dumps({"runs": runs, "weeksWatched": 4, "cells": table}, indent=1) + "\n")
     print(f"{'':40} {'users/day':>9}  " + "  ".join(f"{rule:>28}" for rule in ("understudy", "psi", "test")))
     for row in table:
         cells = [row[rule] for rule in ("understudy", "psi", "test")]
-        told = [f"{c['false']} false, {c['alarmed']} in {c['medianHours']} h" for c in cells]
-        print(f"{row['cell']:40} {row['usersPerDay']:>9}  " + "  ".join(f"{text:>28}" for text in told))
+        words = [f"{c['false']} false, {c['alarmed']} after {c['medianHours']} h" for c in cells]
+        print(f"{row['cell']:40} {row['usersPerDay']:>9}  " + "  ".join(f"{text:>28}" for text in words))
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ COMPARED = Row("Other models on the same traffic", (
     money("Today's tokens at list prices", "What today's live tokens would cost, beside what was spent.",
           f"sum by (namespace, service, model) ({t.COST_COMPARED}{{{SERVICE}}})", "{{service}} at {{model}}"),
     graph("Ours over theirs", "Today's spend over the list price of the same tokens; below 1 ours is cheaper.",
-          Query(f"{_TODAY} / on (namespace, service) group_right "
+          Query(f"{_TODAY} / on (namespace, service) group_right () "
                 f"(sum by (namespace, service, model) ({t.COST_COMPARED}{{{SERVICE}}}) > 0)", "{{service}} against {{model}}")),
     graph("Requests a day to break even", "From there own replicas, as many as now, cost less; beside it the requests of now, for a day.",
           Query(f"sum by (service, model) ({t.COST_BREAK_EVEN}{{{SERVICE}}})", "{{service}} against {{model}}"),

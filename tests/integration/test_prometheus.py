@@ -24,6 +24,7 @@ from services.cli.prometheus import configuration
 from services.common import telemetry
 from services.common.clock import SystemClock
 from services.common.routing import ContentFilter, Hold, Rules
+from services.rollout.cost_telling import CostTeller
 from services.rollout.execute import Executor
 from services.rollout.health import Health
 from services.rollout.judge import ExactMatchJudge
@@ -43,15 +44,22 @@ from tests.fakes.openai_engine import Behaviour, Engine, serve
 from tests.fakes.operator_world import Files, FreeLock
 from tests.fakes.platform import FakePlatform
 from tests.fakes.prometheus import Prometheus, running_prometheus
+from tests.fakes.records import observation
 from tests.fakes.registry import FakeRegistry
 from tests.fakes.shipped_monitoring import SAMPLES, SHIPPED, dashboards, program, queries
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 
+DAY = 86_400.0
 PROMPT = "capital of france?"
 SPEC: dict[str, Any] = {
     "model": {"registeredModel": "assistant"},
     "privacy": {"content": "judge"},
+    "cost": {
+        "perReplicaHour": 2.0,
+        "budget": {"perDay": 20},
+        "comparedWith": [{"name": "closed-large", "input": 1000, "output": 2000}],
+    },
     "rollout": {
         "alpha": 0.2,
         "horizon": "500ms",
@@ -141,6 +149,14 @@ def publish_extra(store: Store, stable: Engine, failing: Engine) -> None:
     store.publish_route(made)
 
 
+def spend(store: Store) -> None:
+    """Nine days of one replica that was asked once a day."""
+    now, revision = store.now(), "assistant-v0-0000"
+    store.note_prices("assistant", SPEC["cost"], now - 9 * DAY)
+    store.note_replicas("assistant", {revision: 1}, {}, now - 9 * DAY)
+    store.write([observation(now - day * DAY, revision=revision, arm="stable", rollout=None) for day in range(1, 9)])
+
+
 class World:
     """Gateway and controller, and what they need."""
 
@@ -166,12 +182,15 @@ class World:
         self.loop = ServiceLoop(
             service, holding(FreeLock()), reconciler, lambda _: (), self.metrics, self.health, clock
         )
+        assert service.spec.cost is not None
+        self._costs = CostTeller(service, service.spec.cost, store, self.metrics.spent)
         self.stage = ""
 
     async def run(self) -> None:
-        """Looks and judges until cancelled."""
+        """Looks, judges and tells costs until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._judging.run())
+            tasks.create_task(self._costs.run(lambda _: asyncio.sleep(1)))  # sooner than every few minutes
             while True:
                 decision = await self.loop.look()
                 if decision is not None and decision.status.rollout is not None:
@@ -197,6 +216,7 @@ async def scraped(tmp_path: Path) -> AsyncIterator[tuple[Prometheus, World, floa
         engine = await stack.enter_async_context(serve(Engine(Behaviour(first_after=0.05, gap=0.002))))
         failing = await stack.enter_async_context(serve(Engine(Behaviour(status=500))))
         publish_extra(store, engine, failing)
+        spend(store)
         gateway = await stack.enter_async_context(running_gateway(gateway_settings(url, tmp_path / "state")))
         world = World(store, engine)
         controller = await stack.enter_async_context(served(health_app(world.metrics, world.health)))
