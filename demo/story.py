@@ -205,7 +205,7 @@ async def _perform(
         await asyncio.sleep(0.5)
     shown.state, shown.right = "stuck", False
     raise LocalError(
-        f"{act.version} was not decided within {stage.story.act_timeout:.0f} s; see {stack.state / 'logs'}"
+        f"{act.version} was not decided within {stage.story.act_timeout:.0f} s; {stack.children['controller'].last_words()}"
     )
 
 

@@ -119,7 +119,7 @@ class Cluster:
                 raise NotFound(
                     f"service {service!r} has had no rollout yet, so there is nothing to {verb}; set the challenger alias to start one"
                 )
-            if rollout["finished_at"] is not None and rollout["verdict"] == ENDS_WITH.get(verb):
+            if rollout["stage"] == "finished" and rollout["verdict"] == ENDS_WITH.get(verb):
                 return Given(None, service, rollout["id"], verb, f"{rollout['revision']} is {DONE[verb]} already")
             waiting = _order_of(resource)
             if waiting is not None and (waiting.get("verb"), waiting.get("rollout")) == (verb, rollout["id"]):

@@ -81,7 +81,7 @@ def newest(resource: Resource, now: float) -> dict[str, Any] | None:
     if rollout is None:
         return None
     document = _summary(resource, rollout, now)
-    active, waiting = document["finished_at"] is None, document["verdict"] in ("continue", "advance")
+    active, waiting = document["stage"] != "finished", document["verdict"] in ("continue", "advance")
     units = max((one["units"] for one in said.get("evidence", ())), default=None)
     progressing = condition(resource, "Progressing") or {}
     return {

@@ -62,7 +62,7 @@ def give(store: Store, service: str, verb: Verb, *, actor: str, reason: str, wai
             f"service {service!r} has had no rollout yet, so there is nothing to {verb}; set the challenger alias to start one"
         )
     newest, rollout = rollouts[0], rollouts[0].id
-    if newest.finished_at is not None and newest.verdict == ENDS_WITH.get(verb):
+    if newest.stage == "finished" and newest.verdict == ENDS_WITH.get(verb):
         return Given(None, service, rollout, verb, f"{newest.revision} is {DONE[verb]} already")
     waiting = [one for one in store.commands(service) if one.verb == verb and one.rollout == rollout]
     if waiting:

@@ -265,7 +265,7 @@ def headline(rollout: Mapping[str, Any], now: float) -> str:
     spent = "" if ended and decided is None else f" after {_span(rollout['started_at'], decided or now)}"
     where = place(rollout)
     if verdict == "advance":
-        ending = "" if rollout["finished_at"] else "; it is watched until the rollback window ends"
+        ending = "; it is watched until the rollback window ends" if rollout["stage"] == "watch" else ""
         return f"{revision} was promoted{spent}{ending}."
     if verdict == "hold":
         weight = rollout["weight"]

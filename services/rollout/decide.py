@@ -122,7 +122,15 @@ def _interrupt(d: Deliberation) -> None:
 
 
 def settle(d: Deliberation) -> None:
-    """Tells the registry what it has not been told yet; forgets what is seen to be done."""
+    """Tells the registry what it has not been told yet; forgets what is seen to be done. A rollout is called finished after that: MLflow
+    cannot take an alias off on a condition, so a challenger that is set while the last one's alias goes could go with it.
+    """
+    _tell_registry(d)
+    if not d.active and d.rollout.finished_at is None and not d.rollout.debt.open:
+        d.change(finished_at=d.now)
+
+
+def _tell_registry(d: Deliberation) -> None:
     rollout, aliases, debt = d.rollout, d.observed.aliases, d.rollout.debt
     if not debt.open or aliases is None or not aliases.fresh:
         return
@@ -153,8 +161,8 @@ def settle(d: Deliberation) -> None:
 def _begin(d: Deliberation) -> None:
     """Starts a rollout where a person set `challenger`, or changed the engine's specification under the champion."""
     aliases = d.observed.aliases
-    if d.active or (d.has_rollout and d.rollout.debt.open):
-        return
+    if d.observed.rollout is not None and d.observed.rollout.finished_at is None:
+        return  # the end of the last one is stored first
     if aliases is None or not aliases.fresh or aliases.owner is not None:
         return
     champion, challenger = aliases.champion, aliases.challenger

@@ -147,7 +147,6 @@ class Deliberation:
             metric=metric,
             decided_in=rollout.stage,
             decided_at=self.now,
-            finished_at=self.now,
             stage="finished",
             weight=0.0,
             admitted=False,

@@ -41,7 +41,7 @@ def end(service: LLMService, observed: Observed, forgotten: bool, elapsed: float
     if d.active and d.rollout.undecided:
         d.finish("abort", reasons.SERVICE_DELETED, "the resource was deleted")
     elif d.active:
-        d.change(stage="finished", finished_at=now, previous=None)
+        d.change(stage="finished", previous=None)
         d.emit("watch", reasons.SERVICE_DELETED, "the resource was deleted: the rollback window ends")
     if d.has_rollout:
         settle(d)
@@ -53,6 +53,7 @@ def end(service: LLMService, observed: Observed, forgotten: bool, elapsed: float
         if observed.engines is None:
             d.emit("delete", reasons.LEFT_BEHIND, f"no platform for {elapsed:.0f} s: engines may still run there")
         if d.has_rollout and d.rollout.debt.open:
+            d.change(finished_at=now)
             d.emit(
                 "delete", reasons.LEFT_BEHIND, f"no registry for {elapsed:.0f} s: it was not told of the last verdict"
             )

@@ -223,7 +223,10 @@ def _conditions(status: ServiceStatus, route: Route | None) -> list[Condition]:
         reason, message = _why(rollout)
         found.append(
             Condition(
-                type="RolloutFinished", status=not rollout.active, reason=reason or "Running", message=message or ""
+                type="RolloutFinished",
+                status=rollout.finished_at is not None,
+                reason=reason or "Running",
+                message=message or "",
             )
         )
     return found + [c for c in status.conditions if c.type != "Serving"]

@@ -104,7 +104,10 @@ class RolloutStatus(Document):
     metric: str | None = Field(default=None, description="The guardrail that decided.")
     decided_in: Stage | None = Field(default=None, description="Stage in which the verdict fell.")
     decided_at: float | None = None
-    finished_at: float | None = None
+    finished_at: float | None = Field(
+        default=None,
+        description="When its stage was finished and the registry had been told all of it; from then on a new challenger may be set.",
+    )
     held_since: float | None = None
     paused_since: float | None = None
     paused_by: Literal["command", "resource"] | None = None
@@ -125,7 +128,7 @@ class RolloutStatus(Document):
     @property
     def active(self) -> bool:
         """Whether the rollout still runs (the watch included)."""
-        return self.finished_at is None
+        return self.stage != "finished"
 
     @property
     def undecided(self) -> bool:

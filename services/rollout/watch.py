@@ -29,7 +29,7 @@ def watch(d: Deliberation) -> None:
     window = d.rules.spec.rollout.rollback_window
     challenger = d.observed.aliases.challenger if d.observed.aliases else None
     if elapsed >= window or (challenger is not None and challenger.version != rollout.version):
-        d.change(stage="finished", finished_at=d.now, previous=None)
+        d.change(stage="finished", previous=None)
         d.emit(
             "watch",
             reasons.WATCH_ENDED,
@@ -61,7 +61,6 @@ def roll_back(
         metric=metric,
         decided_in="watch",
         decided_at=d.now,
-        finished_at=d.now,
         stage="finished",
         debt=_debt(rollout),
     )

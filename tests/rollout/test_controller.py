@@ -22,7 +22,7 @@ from services.rollout.loop import ServiceLoop
 from services.rollout.metrics import Metrics
 from services.rollout.reconcile import Reconciler
 from services.rollout.resources import LLMService
-from services.rollout.status import RolloutStatus, ServiceStatus
+from services.rollout.status import RolloutStatus, ServiceStatus, Stage
 from services.store import StoreUnavailable
 
 DOCUMENT = """\
@@ -158,8 +158,8 @@ def test_the_lock_of_postgresql_ends_with_its_session(postgres_url: str) -> None
     first.release()
 
 
-def rolling(stage_started_at: float | None, finished_at: float | None = None) -> ServiceStatus:
-    rollout = RolloutStatus.model_construct(stage_started_at=stage_started_at, finished_at=finished_at)
+def rolling(stage: Stage, stage_started_at: float | None) -> ServiceStatus:
+    rollout = RolloutStatus.model_construct(stage=stage, stage_started_at=stage_started_at)
     return ServiceStatus.model_construct(rollout=rollout)
 
 
@@ -168,9 +168,9 @@ def rolling(stage_started_at: float | None, finished_at: float | None = None) ->
     [
         (ServiceStatus(), 1, 2.0),
         (ServiceStatus(), 51, 10.0),
-        (rolling(None), 51, 0.5),
-        (rolling(7.0), 1, 10.0),
-        (rolling(7.0, finished_at=9.0), 1, 2.0),
+        (rolling("canary", None), 51, 0.5),
+        (rolling("canary", 7.0), 1, 10.0),
+        (rolling("finished", 7.0), 1, 2.0),
     ],
 )
 async def test_a_look_comes_soon_where_somebody_waits_for_it(

@@ -190,6 +190,43 @@ async def test_a_registry_that_is_away_delays_and_loses_nothing(stage: Callable[
     assert world.registry.aliases == {"champion": "2"}
 
 
+async def test_a_challenger_set_once_the_last_rollout_has_finished_is_not_lost(
+    stage: Callable[..., Stage[Traffic]],
+) -> None:
+    """Somebody who waits for the end of one rollout to start the next must not be overtaken by the end of the last one's alias."""
+    world = stage(_second(Behaviour(failure=0.8)))
+    world.registry.add("3", RIGHT)
+    take_off, waits = world.registry.delete_alias, True
+
+    def start_the_next() -> None:
+        nonlocal waits
+        rollouts = world.store.rollouts("assistant", 1)
+        if waits and rollouts and rollouts[0].finished_at is not None:
+            waits = False
+            world.registry.aliases["challenger"] = "3"
+
+    async def slowly(model: str, alias: str) -> None:
+        start_the_next()
+        await take_off(model, alias)
+
+    world.registry.delete_alias = slowly  # type: ignore[method-assign]
+    await world.play(_decided)
+    for _ in range(5):
+        rollout = await world.look()
+        start_the_next()
+    assert rollout is not None
+    assert (rollout.version, rollout.active) == ("3", True)
+
+
+async def test_a_challenger_set_during_a_watch_ends_it(stage: Callable[..., Stage[Traffic]]) -> None:
+    world = stage()
+    await world.play(lambda rollout: rollout.stage == "watch" and rollout.stage_started_at is not None)
+    await world.play(lambda rollout: rollout.version == "3", version="3")
+    new, old = world.store.rollouts("assistant")
+    assert (new.version, new.finished_at) == ("3", None)
+    assert (old.stage, old.verdict, old.finished_at is not None) == ("finished", "advance", True)
+
+
 async def test_aliases_of_another_owner_start_nothing(stage: Callable[..., Stage[Traffic]]) -> None:
     world = stage()
     world.registry.owner = "other-cluster/assistant"
