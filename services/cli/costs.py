@@ -131,12 +131,10 @@ def _rows(
         ]
     if by != "rollout":
         return []
-    told = []
-    for row in store.rollouts(service, limit=10_000):
-        if (row.finished_at or now) > since:
-            if row.started_at < since:  # what is shown of a rollout is all of it
-                records = store.cost_records([service], row.started_at)[service]
-            status = parsed(row.id, row.status, RolloutStatus)
-            spends = spread(records, prices, row.started_at, now)
-            told.append(cost_views.of_rollout(status, rollout_cost(status, records, prices, spends, now)))
-    return told
+    shown = [row for row in store.rollouts(service, limit=10_000) if (row.finished_at or now) > since]
+    first = min((row.started_at for row in shown), default=since)
+    if first < since:  # what is shown of a rollout is all of it
+        records = store.cost_records([service], first)[service]
+    spends = spread(records, prices, first, now)
+    statuses = [parsed(row.id, row.status, RolloutStatus) for row in shown]
+    return [cost_views.of_rollout(one, rollout_cost(one, records, prices, spends, now)) for one in statuses]

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from services.cli import narrative, tables
 from services.cli.errors import CliError, NotFound
+from services.common.clock import DAY
 from services.rollout.experiment import ExperimentStatus, rules_of, status_of
 from services.rollout.experiment_results import Result
 from services.rollout.resources_experiment import HOLDOUT, Experiment
@@ -20,7 +21,6 @@ from services.store.rows import ExperimentRow
 if TYPE_CHECKING:
     from services.store import Store
 
-DAY: Final = 86_400.0
 YEAR: Final = 365 * DAY
 CLAIMS: Final = {"better": "better", "worse": "worse", "equal": "no difference", "open": "nothing shown yet"}
 STYLES: Final = {"better": "green", "worse": "red", "equal": "cyan", "open": "default"}

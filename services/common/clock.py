@@ -6,8 +6,14 @@ Wall-clock times are seconds since the epoch (UTC) and order events between mach
 from __future__ import annotations
 
 import time
+import zlib
 from datetime import UTC, datetime
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
+
+HOUR: Final = 3_600.0
+"""Seconds."""
+DAY: Final = 86_400.0
+"""Seconds."""
 
 
 class Clock(Protocol):
@@ -30,6 +36,11 @@ class SystemClock:
 
     def monotonic(self) -> float:
         return time.monotonic()
+
+
+def turn(name: str, period: float) -> float:
+    """When in each period a service has its turn, in seconds from the period's start: a thousand services do not come at once."""
+    return zlib.crc32(name.encode()) / 2**32 * period
 
 
 def rfc3339(seconds: float, timespec: Literal["seconds", "milliseconds"] = "seconds") -> str:

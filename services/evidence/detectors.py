@@ -153,9 +153,8 @@ def history_bounds(hours: Mapping[int, Hour], alpha: float, shift: Shift = "upwa
     worse = np.array([hours[hour].total for hour in known])
     worse = worse if shift == "upward" else units - worse
     runs = _runs(units)
-    reach = runs * _upper_means(
-        _runs(worse) / runs, runs, math.log(len(known) ** 2 / alpha)
-    )  # the most that a run may have had
+    # The most that a run may have had.
+    reach = runs * _upper_means(_runs(worse) / runs, runs, math.log(len(known) ** 2 / alpha))
     plans = [
         _levelled(base, slack, units, runs, reach, margin)
         for base in _patterns(known, units, worse)
@@ -215,7 +214,8 @@ def _levelled(
 
 
 def _users_to_alarm(slack: float, m0: Floats, units: Floats, mean: float) -> float:
-    """About how many users a detector takes to see twice the mean that is allowed; infinite where it never would."""
+    """About how many users a detector takes to see twice the mean that is allowed; where it never would, so many that bounds with
+    the smaller mean win."""
     now, usual, widest = min(1.0, 2 * mean), float((m0 * units).sum() / units.sum()), float(m0.max())
     needed = math.inf
     for bet in BETS:

@@ -11,12 +11,12 @@ from datetime import UTC, datetime
 from statistics import fmean, variance
 from typing import Final
 
+from services.common.clock import DAY, HOUR
 from services.evidence.mixtures import bernoulli_interval
-from services.rollout.costing import HOUR, Prices, Spend, Total, began, spread, total
+from services.rollout.costing import Prices, Spend, Total, began, spread, total
 from services.rollout.resources_cost import Cost
 from services.store import CostRecords, Marks
 
-DAY: Final = 86_400.0
 WEEK: Final = 7
 """Days; a projection needs as many whole ones, and goes by whole weeks, so that no day of the week counts twice."""
 WEEKS: Final = 4

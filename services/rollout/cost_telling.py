@@ -5,13 +5,13 @@ it or asks for it.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Final
 
 from services.common import telemetry as names
-from services.rollout.cost_report import DAY, Interval, Report, day_start, reach, report
+from services.common.clock import DAY, turn
+from services.rollout.cost_report import Interval, Report, day_start, reach, report
 from services.rollout.costing import Prices, began, grouped, prices_of, spread, total
 from services.rollout.metrics import Sample
 from services.rollout.resources import LLMService
@@ -40,7 +40,7 @@ class CostTeller:
 
     async def run(self, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
         """Until cancelled. Services begin at different times of the period."""
-        await sleep(int(hashlib.sha256(self._name.encode()).hexdigest()[:8], 16) / 16**8 * PERIOD)
+        await sleep(turn(self._name, PERIOD))
         while True:
             try:
                 self._tell(self._name, await asyncio.to_thread(self.read))

@@ -12,15 +12,14 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from services.common.clock import HOUR
 from services.rollout.resources_cost import Cost
 from services.rollout.status import RolloutStatus
 from services.store import CostRecords, Rate, Usage
-
-HOUR: Final = 3_600.0
 
 Prices = Sequence[tuple[float, Cost]]
 """(since, price) by time, of one currency, at least one; the first holds before its time too."""

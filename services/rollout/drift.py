@@ -10,21 +10,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import zlib
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from services.common.clock import DAY, HOUR, turn
 from services.evidence import EvidenceError
 from services.rollout.observe import HISTORY_SECONDS, Sight
 from services.rollout.resources import LLMService
 from services.rollout.watch_fold import Watch, begin_drift
 from services.store import Store
-from services.store.visits import HOUR, LONGEST
+from services.store.visits import LONGEST
 
 log = logging.getLogger(__name__)
 
 SCHEMA: Final = 1
-LEAST_SECONDS: Final = 86_400.0
+LEAST_SECONDS: Final = DAY
 """Nights differ from days."""
 _SALT: Final = b"drift"
 
@@ -59,8 +59,8 @@ class DriftKeeper:
     async def look(self, service: LLMService, sight: Sight) -> Sight:
         """The look with what has drifted. Raises StoreError."""
         observed = sight.observed
-        if self._due is None:  # a thousand services take their turns
-            self._due = sight.now + zlib.crc32(service.name.encode()) % HOUR
+        if self._due is None:
+            self._due = sight.now + turn(service.name, HOUR)
         if observed.route is None or (observed.rollout is not None and observed.rollout.active):
             return sight  # while versions are compared, stable is its own measure
         if sight.now >= self._due:

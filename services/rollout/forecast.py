@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable
 from typing import Final
 
+from services.common.clock import DAY
 from services.evidence import GuardrailPlan, Reading, quantile_ranks
 from services.evidence.means import BURN_IN
 from services.rollout.plans import plans
@@ -16,7 +17,6 @@ from services.rollout.power import paired_users_lacking
 from services.rollout.resources import GuardedStage, LLMService
 from services.rollout.status import RolloutStatus
 
-DAY: Final = 86_400.0
 NEVER_SECONDS: Final = 3650 * DAY
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from pydantic import ValidationError
 
+from services.common.clock import DAY, HOUR, turn
 from services.common.identifiers import uuid7
 from services.rollout.errors import EvaluationInvalid, RegistryError, RegistryRejected
 from services.rollout.observed import Aliases, Evaluations, Identity, Observed, Refusal, VersionInfo
@@ -33,9 +33,9 @@ log = logging.getLogger(__name__)
 
 PLATFORM_TIMEOUT: Final = 15.0
 """Seconds; a look must not wait for a platform that hangs."""
-HISTORY_SECONDS: Final = 7 * 86_400.0
+HISTORY_SECONDS: Final = 7 * DAY
 """How far back stable's history is read for the design prior, and a service's traffic for its plan."""
-TRAFFIC_SECONDS: Final = 3_600.0
+TRAFFIC_SECONDS: Final = HOUR
 """A service's traffic is measured so often; it reads up to 200,000 rows twice."""
 FIRST_TRAFFIC_SECONDS: Final = 300
 """Within this time after the controller's start, a thousand services take their turns."""
@@ -157,7 +157,7 @@ class Observer:
     async def _measure(self, service: LLMService, stored: Standing) -> None:
         """The service's traffic, once an hour; a stable that serves is what rollouts will be compared with."""
         if self._traffic_due is None:
-            self._traffic_due = stored.now + zlib.crc32(service.name.encode()) % FIRST_TRAFFIC_SECONDS
+            self._traffic_due = stored.now + turn(service.name, FIRST_TRAFFIC_SECONDS)
         if stored.route is None or stored.now < self._traffic_due:
             return
         self._traffic_due = stored.now + TRAFFIC_SECONDS

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from services.common.clock import DAY
 from services.evidence import GuardrailPlan
 from services.rollout import reasons
-from services.rollout.forecast import DAY, lasting, rounded
+from services.rollout.forecast import lasting, rounded
 from services.rollout.plans import plans
 from services.rollout.power import (
     LIKELY,

@@ -5,11 +5,11 @@ task a service.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from services.common.clock import turn
 from services.rollout.resources import LLMService
 from services.store import Store, StoreError
 
@@ -20,9 +20,8 @@ PERIOD: Final = 900.0
 
 
 async def sweep(service: LLMService, store: Store, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
-    """Until cancelled. Services begin at different times of the period, so that a thousand of them do not come at once."""
-    first = int(hashlib.sha256(service.name.encode()).hexdigest()[:8], 16) / 16**8
-    await sleep(first * PERIOD)
+    """Until cancelled. Services begin at different times of the period."""
+    await sleep(turn(service.name, PERIOD))
     while True:
         try:
             deleted = await asyncio.to_thread(prune, service, store)

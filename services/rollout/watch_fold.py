@@ -16,13 +16,13 @@ from datetime import UTC, datetime
 from statistics import fmean
 from typing import Any, Final
 
+from services.common.clock import HOUR
 from services.evidence import Hour, ShiftDetector, fleet_arl, history_bounds, is_late, quantile_ranks
 from services.evidence.detectors import HOURS, Shift
 from services.rollout.observed import Alarm
 from services.rollout.resources import METRICS, Guardrail, LLMService
 from services.rollout.unit_values import plain_values
 from services.store import ClosedUnit, Cursor, History
-from services.store.visits import HOUR
 
 PROMPT: Final = ("errors", "ttft", "interTokenGap", "duration")
 """Metrics of the first request that ended, known at once."""

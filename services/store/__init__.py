@@ -16,8 +16,7 @@ records.py, rows.py   what goes in and comes out
 
 from services.store.costs import CostRecords, Marks, Rate, Usage, UserUsage
 from services.store.errors import SchemaMismatch, StoreCorrupt, StoreError, StoreUnavailable
-from services.store.history import is_bad_mark
-from services.store.marks import is_good_mark
+from services.store.marks import is_bad_mark, is_good_mark
 from services.store.records import Exposure, Feedback, FeedbackKind, Observation, Outcome, Record
 from services.store.rows import (
     AuditEntry,

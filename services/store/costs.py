@@ -26,12 +26,11 @@ from sqlalchemy import (
     values,
 )
 
+from services.common.clock import DAY, HOUR
 from services.store.database import Database
 from services.store.marks import BAD, GOOD
 from services.store.schema import feedback, leases, live, observations, prices, replicas, revision_engines, usage_hours
-from services.store.visits import HOUR
 
-DAY: Final = 86_400.0
 SETTLED_SECONDS: Final = HOUR
 """Time from an hour's end until it is summed: what began in it has ended by then, and its rows are here."""
 RATES: Final = 1_000

@@ -11,22 +11,13 @@ from typing import Any, Final
 from sqlalchemy import Float, and_, case, func, select
 
 from services.store.database import Database
-from services.store.records import FeedbackKind
+from services.store.marks import is_bad_mark
 from services.store.schema import feedback, live, observations
 
 BASELINE_REQUESTS: Final = 200_000
 """A baseline reads no more than the newest so many requests."""
 
 _FAILED = observations.c.outcome == "error"
-
-
-def is_bad_mark(kind: FeedbackKind | str, value: float | None) -> bool:
-    """Whether feedback says that the answer was bad: thumb down, rating of 2 or less, a repeat of the question, an escalation."""
-    if kind == "thumb":
-        return value is not None and value < 0
-    if kind == "rating":
-        return value is not None and value <= 2
-    return kind in ("retry", "escalation")
 
 
 @dataclass(slots=True)

@@ -1,6 +1,4 @@
-"""What a mark says of an answer, for Python and for the database: beside `history.is_bad_mark`, which is its other half. Used by `costs`
-and by the gateway's metrics.
-"""
+"""What a mark says of an answer, for Python and for the database. Used by evidence, history, costs and the gateway's metrics."""
 
 from __future__ import annotations
 
@@ -19,6 +17,15 @@ def is_good_mark(kind: FeedbackKind | str, value: float | None) -> bool:
     if kind == "rating":
         return value is not None and value >= 4
     return kind == "copy"
+
+
+def is_bad_mark(kind: FeedbackKind | str, value: float | None) -> bool:
+    """Whether feedback says that the answer was bad: thumb down, rating of 2 or less, a repeat of the question, an escalation."""
+    if kind == "thumb":
+        return value is not None and value < 0
+    if kind == "rating":
+        return value is not None and value <= 2
+    return kind in ("retry", "escalation")
 
 
 GOOD: Final[ColumnElement[bool]] = or_(

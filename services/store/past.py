@@ -24,7 +24,7 @@ from sqlalchemy import (
 
 from services.store.marks import BAD
 from services.store.rows import Past
-from services.store.schema import feedback, live, observations, stored
+from services.store.schema import feedback, observations, plain, stored
 
 PAST_SECONDS: Final = 7 * 86_400.0
 """A week: one of each day. It bounds what is read of a user."""
@@ -50,9 +50,7 @@ def pasts_of(connection: Connection, page: Select[Any], as_of: float | None) -> 
             observations.c.started_at >= units.c.first_at - PAST_SECONDS,
             observations.c.started_at < units.c.first_at,
             observations.c.started_at + observations.c.duration <= units.c.first_at,
-            live(observations),
-            observations.c.counted,
-            observations.c.attempt == 0,
+            *plain(observations),
             observations.c.arm.in_(("stable", "control")),
             observations.c.outcome != "client_error",
             *stored(observations, as_of),

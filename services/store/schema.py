@@ -363,6 +363,11 @@ def live(table: FromClause) -> ColumnElement[bool]:
     return table.c.kind == literal_column("'live'")
 
 
+def plain(table: FromClause) -> tuple[ColumnElement[bool], ...]:
+    """Live and counted, and the engine's own answer rather than a fallback's."""
+    return live(table), table.c.counted, table.c.attempt == 0
+
+
 def mirrored(table: FromClause) -> ColumnElement[bool]:
     """Rows of rehearsal. Written out, not bound: only so do the databases see that an index over these rows alone will do."""
     return table.c.kind == literal_column("'mirror'")

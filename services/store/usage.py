@@ -9,11 +9,11 @@ from typing import Any, Final
 
 from sqlalchemy import select
 
+from services.common.clock import DAY
 from services.store.database import Database
 from services.store.history import BASELINE_REQUESTS
 from services.store.schema import live, observations
 
-DAY: Final = 86_400.0
 PIECES: Final = 8
 """The time that was read is cut into so many pieces to see how many of the users come again."""
 

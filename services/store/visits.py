@@ -13,14 +13,14 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Select, and_, exists, select
 from sqlalchemy import func as sql
 
+from services.common.clock import HOUR
 from services.store.closing import closed_unit, closing_page, starts
 from services.store.database import Database
 from services.store.recording import FEEDBACK_COLUMNS, OBSERVATION_COLUMNS, feedback_record, observation
 from services.store.records import Exposure, Feedback, Observation
 from services.store.rows import ClosedUnit, Cursor, History
-from services.store.schema import feedback, live, observations, stored
+from services.store.schema import feedback, observations, plain, stored
 
-HOUR: Final = 3_600.0
 HOURLY_REQUESTS: Final = 1_000
 LONGEST: Final = 900.0
 """Seconds; what takes longer to answer is not seen by a watch."""
@@ -95,7 +95,7 @@ class Visits:
                     observations.c.service == service,
                     observations.c.revision == revision,
                     observations.c.arm.in_(("stable", "control")),
-                    *_plain(observations),
+                    *plain(observations),
                     observations.c.started_at >= begin,
                     observations.c.started_at < end,
                     *stored(observations, until),
@@ -133,15 +133,10 @@ def _ended(table: Any) -> ColumnElement[float]:
     return ended
 
 
-def _plain(table: Any) -> list[ColumnElement[bool]]:
-    """Live and counted, and the engine's own answer rather than a fallback's."""
-    return [live(table), table.c.counted, table.c.attempt == 0]
-
-
 def _served(table: Any, service: str, revision: str) -> ColumnElement[bool]:
     """Answered by the revision as stable. By unit, and not by service and time as SQLite would have it: hence the concatenation."""
     here = table.c.service.concat("") == service
-    return and_(here, table.c.revision == revision, table.c.arm == "stable", *_plain(table))
+    return and_(here, table.c.revision == revision, table.c.arm == "stable", *plain(table))
 
 
 def _page(
@@ -162,7 +157,7 @@ def _page(
             observations.c.service == service,
             observations.c.revision == revision,
             observations.c.arm == "stable",
-            *_plain(observations),
+            *plain(observations),
             observations.c.started_at >= max(since, begin - LONGEST),
             observations.c.started_at <= end,
             _ended(observations) >= begin,

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from services.rollout.cost_report import DAY, Interval, Projection, project, report, satisfaction
+from services.common.clock import DAY
+from services.rollout.cost_report import Interval, Projection, project, report, satisfaction
 from services.rollout.costing import engine_cost, grouped, prices_of, rates, rollout_cost, spread, total
 from services.rollout.resources import LLMService
 from services.rollout.resources_cost import Cost

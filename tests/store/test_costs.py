@@ -6,9 +6,7 @@ from typing import Any
 
 import pytest
 
-from services.store import Marks, Observation, Rate, Store, Usage, UserUsage
-from services.store.history import is_bad_mark
-from services.store.marks import is_good_mark
+from services.store import Marks, Observation, Rate, Store, Usage, UserUsage, is_bad_mark, is_good_mark
 from tests.fakes.records import feedback, observation
 
 HOUR = 3_600.0
