@@ -24,6 +24,7 @@ class Metric:
 
 METRICS: Final[Mapping[str, Metric]] = {
     "errors": Metric("users with a failed request", "share"),
+    "refusals": Metric("users who were refused an answer", "share"),
     "ttft": Metric("time to first token", "milliseconds"),
     "tokensPerSecond": Metric("tokens per second", "tokens/s"),
     "feedback": Metric("users who gave a bad mark", "share"),

@@ -58,6 +58,11 @@ class _Choice(msgspec.Struct):
     delta: _Delta | None = None
     message: _Delta | None = None
     text: str | None = None
+    finish_reason: str | None = None
+
+    def is_refusal(self) -> bool:
+        said = self.delta or self.message
+        return self.finish_reason == "content_filter" or (said is not None and bool(said.refusal))
 
 
 class _Chunk(msgspec.Struct):
@@ -77,6 +82,7 @@ class Meter:
         gap_max: the longest wait between two arrivals of tokens.
         tokens_in, tokens_out: as the engine counts them. tokens_cached: of tokens_in, those it had, where it tells.
         done: the answer is whole.
+        refused: the model or its server would not answer: a text in `refusal`, or `finish_reason` content_filter.
         text: the answer's first choice, where it is kept.
     """
 
@@ -88,6 +94,7 @@ class Meter:
         self.tokens_out: int | None = None
         self.tokens_cached: int | None = None
         self.done = False
+        self.refused = False
         self._arrivals = 0
         self._first_at = self._last_at = started
         self._text: list[str] | None = [] if keep_text else None
@@ -135,6 +142,7 @@ class Meter:
         choices = chunk.choices
         if not choices:
             return chunk.usage is not None
+        self.refused = self.refused or any(choice.is_refusal() for choice in choices)
         for choice in choices:
             if choice.text or (choice.delta is not None and choice.delta.has_token()):
                 self._token(now)
@@ -157,6 +165,7 @@ class Meter:
             raise AttemptFailed("invalid_answer")
         if chunk.usage is not None:
             self._count(chunk.usage)
+        self.refused = any(choice.is_refusal() for choice in chunk.choices)
         self.done = True
 
     def _count(self, usage: _Usage) -> None:

@@ -154,6 +154,8 @@ class Mirror:
             attempt.close()
         if attempt.failure is not None:
             outcome = "client_error" if attempt.failure.blames_request(copy.request.constrained) else "error"
+        elif attempt.refused:
+            outcome = "filtered"
         row = observation(
             attempt,
             self._recorder,
@@ -171,7 +173,7 @@ class Mirror:
         )
         self._recorder.record(row)
         self._metrics.observed(row, cached=attempt.meter.tokens_cached)
-        return attempt.meter.text if outcome == "ok" else None
+        return attempt.meter.text if attempt.failure is None else None
 
     async def _keep(self, copy: Copy, content: Content) -> None:
         route = copy.entry.route

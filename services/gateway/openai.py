@@ -386,7 +386,9 @@ class Completions:
         if outcome == "ok" and placement.on_trial and attempt.number == 0:
             self._standing(call).succeeded()
         if call.entry.route.rules is not None:
-            outcome = self._settle(call, call.entry.route.rules, attempt, outcome)
+            self._settle(call, call.entry.route.rules, attempt)
+        if outcome == "ok" and attempt.refused:
+            outcome = "filtered"
         row = observation(
             attempt,
             self._recorder,
@@ -412,15 +414,13 @@ class Completions:
         request_log.ended(row, call.trace)
         return row
 
-    def _settle(self, call: _Call, rules: Rules, attempt: Attempt, outcome: Outcome) -> Outcome:
-        """Charges the answer's tokens and counts what filters did to it; the outcome, which is `filtered` where they withheld it."""
+    def _settle(self, call: _Call, rules: Rules, attempt: Attempt) -> None:
+        """Charges the answer's tokens and counts what filters did to it."""
         service = call.entry.route.service
         self._quotas.charge(service, rules, call.caller, call.placement.unit, attempt.tokens)
-        if attempt.screen is None:
-            return outcome
-        for name, action in sorted({effect for hits in attempt.screen.hits for effect in hits.effects()}):
-            self._metrics.filtered(service, "answer", name, action)
-        return "filtered" if outcome == "ok" and attempt.screen.blocked is not None else outcome
+        if attempt.screen is not None:
+            for name, action in sorted({effect for hits in attempt.screen.hits for effect in hits.effects()}):
+                self._metrics.filtered(service, "answer", name, action)
 
     def _expose(self, call: _Call) -> None:
         route, placement = call.entry.route, call.placement

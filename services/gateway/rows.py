@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 from services.common.routing import Route
 from services.gateway.recorder import Recorder
 from services.gateway.upstream import Attempt
 from services.store.records import Observation, Outcome
+
+REFUSAL: Final = "refusal"
+"""The error of an answer that the model refused to give."""
 
 
 def observation(
@@ -68,5 +71,5 @@ def observation(
 
 def _reason(attempt: Attempt, outcome: Outcome) -> str | None:
     if outcome == "filtered":
-        return attempt.screen.blocked if attempt.screen is not None else None
+        return (attempt.screen.blocked if attempt.screen is not None else None) or REFUSAL
     return attempt.failure.kind if attempt.failure is not None else None

@@ -160,6 +160,11 @@ class Attempt:
         """Seconds since it began."""
         return self._clock.monotonic() - self.began
 
+    @property
+    def refused(self) -> bool:
+        """Whether the model or a content filter withheld the answer, or its end."""
+        return self.meter.refused or (self.screen is not None and self.screen.blocked is not None)
+
     def status(self, outcome: Outcome) -> int:
         """The HTTP status for the row: the engine's; 499 for a client that left; ours where the engine gave none."""
         if outcome == "cancelled":

@@ -31,6 +31,7 @@ WATCH_ENDED: Final = "WatchEnded"
 GATE_HARMFUL: Final = "GateHarmful"
 GATE_BELOW_MINIMUM: Final = "GateBelowMinimum"
 ERRORS_HARMFUL: Final = "ErrorsHarmful"
+REFUSALS_HARMFUL: Final = "RefusalsHarmful"
 TTFT_HARMFUL: Final = "TtftHarmful"
 TOKENS_PER_SECOND_HARMFUL: Final = "TokensPerSecondHarmful"
 FEEDBACK_HARMFUL: Final = "FeedbackHarmful"
@@ -42,6 +43,7 @@ INTER_TOKEN_GAP_HARMFUL: Final = "InterTokenGapHarmful"  # noqa: S105  no passwo
 DURATION_HARMFUL: Final = "DurationHarmful"
 # abort: worse than its history after the promotion
 WATCH_ERRORS: Final = "WatchErrors"
+WATCH_REFUSALS: Final = "WatchRefusals"
 WATCH_TTFT: Final = "WatchTtft"
 WATCH_INTER_TOKEN_GAP: Final = "WatchInterTokenGap"  # noqa: S105  no password
 WATCH_DURATION: Final = "WatchDuration"
@@ -113,6 +115,7 @@ NOTIFICATION_FAILED: Final = "NotificationFailed"
 
 HARM: Final = {
     "errors": ERRORS_HARMFUL,
+    "refusals": REFUSALS_HARMFUL,
     "ttft": TTFT_HARMFUL,
     "tokensPerSecond": TOKENS_PER_SECOND_HARMFUL,
     "feedback": FEEDBACK_HARMFUL,
@@ -127,6 +130,7 @@ HARM: Final = {
 
 WATCH: Final = {
     "errors": WATCH_ERRORS,
+    "refusals": WATCH_REFUSALS,
     "ttft": WATCH_TTFT,
     "interTokenGap": WATCH_INTER_TOKEN_GAP,
     "duration": WATCH_DURATION,

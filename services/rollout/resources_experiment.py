@@ -24,7 +24,7 @@ HOLDOUT: Final = "holdout"
 """The group of an experiment that gets whatever stable is."""
 RESERVED: Final = ("stable", "candidate", HOLDOUT)
 GoalMetric = Literal[
-    "errors", "ttft", "tokensPerSecond", "feedback", "escalations", "retries", "rating", "interTokenGap", "duration",
+    "errors", "refusals", "ttft", "tokensPerSecond", "feedback", "escalations", "retries", "rating", "interTokenGap", "duration",
 ]  # fmt: skip
 ENDURING: Final = frozenset({"paused", "max_duration"})
 """What of an experiment may change while it runs."""

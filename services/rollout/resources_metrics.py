@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from services.rollout.resources_base import Label, Resource, cel, keyed
 
 Metric = Literal[
-    "errors", "ttft", "tokensPerSecond", "feedback", "judge", "escalations", "retries", "rating", "interTokenGap", "duration",
+    "errors", "refusals", "ttft", "tokensPerSecond", "feedback", "judge", "escalations", "retries", "rating", "interTokenGap", "duration",
 ]  # fmt: skip
 GuardedStage = Literal["rehearsal", "canary"]
 BOTH: Final[tuple[GuardedStage, ...]] = ("rehearsal", "canary")
@@ -37,6 +37,7 @@ class Measured:
 
 METRICS: Final[dict[str, Measured]] = {
     "errors": Measured("rate"),
+    "refusals": Measured("rate"),
     "ttft": Measured("quantile", widest=100.0),
     "tokensPerSecond": Measured("ratio", higher=True),
     "feedback": Measured("rate", stages=("canary",)),
@@ -69,9 +70,10 @@ def split_key(key: str) -> tuple[str, str | None]:
 
 
 _MEANING: Final = (
-    "`errors`: users with a failed request; `ttft`: seconds to the first token; `interTokenGap`: mean seconds between the tokens of an "
-    "answer; `duration`: seconds to the end of an answer; `tokensPerSecond`: all tokens by the seconds that they took; `feedback`: users "
-    "with a bad mark; `escalations`, `retries`: users with one; `rating`: mean of 1 to 5 over users who rated; `judge`: judged quality of "
+    "`errors`: users with a failed request; `refusals`: users who were refused an answer by the model or a content "
+    "filter; `ttft`: seconds to the first token; `interTokenGap`: mean seconds between the tokens of an answer; "
+    "`duration`: seconds to the end of an answer; `tokensPerSecond`: all tokens by the seconds that they took; `feedback`: users with a "
+    "bad mark; `escalations`, `retries`: users with one; `rating`: mean of 1 to 5 over users who rated; `judge`: judged quality of "
     "mirrored answers, 0 to 1."
 )
 

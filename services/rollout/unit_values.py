@@ -38,6 +38,7 @@ def unit_values(unit: ClosedUnit, salt: bytes) -> dict[str, Value]:
     attempts = [row for row in rows if row.outcome != "client_error"]
     values: dict[str, Value] = {
         "errors": float(any(row.outcome == "error" for row in attempts) or not rows),
+        "refusals": float(any(map(_refused, attempts))),
         **_said(unit),
     }
     if not rows:
@@ -93,6 +94,7 @@ def pair_values(pair: MirroredPair) -> dict[str, tuple[Value | None, Value | Non
         return {}
     return {
         "errors": (_failed(pair.stable), _failed(pair.candidate)),
+        "refusals": (float(_refused(pair.stable)), float(_refused(pair.candidate))),
         "ttft": (_ttft(pair.stable), _ttft(pair.candidate)),
         "interTokenGap": (_gap(pair.stable), _gap(pair.candidate)),
         "duration": (_duration(pair.stable), _duration(pair.candidate)),
@@ -116,6 +118,10 @@ def _put(values: dict[str, Value], metric: str, value: float | None) -> None:
 
 def _failed(row: Observation | None) -> float:
     return float(row is None or row.outcome in ("error", "client_error"))
+
+
+def _refused(row: Observation | None) -> bool:
+    return row is not None and row.outcome == "filtered"
 
 
 def _ttft(row: Observation | None) -> float | None:

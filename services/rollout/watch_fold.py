@@ -24,7 +24,7 @@ from services.rollout.resources import METRICS, Guardrail, LLMService
 from services.rollout.unit_values import plain_values
 from services.store import ClosedUnit, Cursor, History
 
-PROMPT: Final = ("errors", "ttft", "interTokenGap", "duration")
+PROMPT: Final = ("errors", "refusals", "ttft", "interTokenGap", "duration")
 """Metrics of the first request that ended, known at once."""
 SAID: Final = ("feedback", "escalations", "retries", "rating")
 """Metrics that users need the horizon for."""

@@ -13,7 +13,8 @@ import msgspec
 
 Outcome = Literal["ok", "error", "client_error", "cancelled", "filtered"]
 """ok: answered whole. error: the engine failed or timed out. client_error: the engine refused the request (4xx).
-cancelled: the client left. filtered: the engine answered, a content filter of the service withheld the answer or its end."""
+cancelled: the client left. filtered: the engine answered, but the model refused, or a content filter (the service's or the engine's)
+withheld the answer or its end."""
 
 FeedbackKind = Literal["thumb", "rating", "comment", "edit", "retry", "copy", "dwell", "escalation"]
 """Explicit: thumb (-1 or 1), rating (1 to 5), comment (no value), edit (share of the answer changed, 0 to 1).
@@ -53,8 +54,8 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True, tag_field="record",
     outcome: Outcome
     status: int
     error: str | None = None
-    """Kind of failure: connect, timeout, reset, status_500, ...; of a filtered answer the content filter's name; no text of prompts or
-    answers."""
+    """Kind of failure: connect, timeout, reset, status_500, ...; of a filtered answer the content filter's name, or `refusal`; no
+    text of prompts or answers."""
     pair: str | None = None
     """For mirrored copies: the pair's id (the live request's id)."""
     tenant: str = ""

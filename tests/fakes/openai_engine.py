@@ -31,6 +31,8 @@ class Behaviour:
     """Words after which a stream reports an error."""
     hang: bool = False
     """Never answers."""
+    finish: str = "stop"
+    """Why an answer ends."""
     raw: bytes | None = None
     """Sent in place of an answer."""
 
@@ -108,7 +110,7 @@ class Engine:
             if number:
                 await asyncio.sleep(does.gap)
             await event(_dump(_chunk(body, {"content": word}, chat=chat)))
-        await event(_dump(_chunk(body, {}, chat=chat, finish="stop")))
+        await event(_dump(_chunk(body, {}, chat=chat, finish=does.finish)))
         if (body.get("stream_options") or {}).get("include_usage"):
             usage = {**_chunk(body, {}, chat=chat), "choices": [], "usage": _usage(does)}
             await event(_dump(usage))
@@ -152,7 +154,7 @@ def _chunk(
 
 def _whole(body: Mapping[str, Any], does: Behaviour, *, chat: bool) -> dict[str, Any]:
     text = "".join(does.words)
-    choice: dict[str, Any] = {"index": 0, "finish_reason": "stop"}
+    choice: dict[str, Any] = {"index": 0, "finish_reason": does.finish}
     choice.update({"message": {"role": "assistant", "content": text}} if chat else {"text": text})
     kind = "chat.completion" if chat else "text_completion"
     head = {"id": "engine-1", "object": kind, "created": 1, "model": body["model"]}

@@ -88,3 +88,21 @@ def test_cached_tokens_are_taken_where_the_engine_tells() -> None:
         meter = Meter(0.0)
         meter.event(told % details, 1.0)
         assert (meter.tokens_in, meter.tokens_cached) == (9, cached)
+
+
+@pytest.mark.parametrize(
+    ("answer", "refused"),
+    [
+        (b'{"message":{"content":"yes"},"finish_reason":"stop"}', False),
+        (b'{"message":{"content":null,"refusal":null},"finish_reason":"length"}', False),
+        (b'{"message":{"content":null,"refusal":"I cannot help with that."},"finish_reason":"stop"}', True),
+        (b'{"message":{"content":""},"finish_reason":"content_filter"}', True),
+        (b'{"text":"","finish_reason":"content_filter"}', True),
+    ],
+)
+def test_a_refusal_is_seen_streamed_or_not(answer: bytes, refused: bool) -> None:
+    whole, streamed = Meter(0.0), Meter(0.0)
+    whole.whole(b'{"choices":[{"message":{"content":"first"}},' + answer + b"]}")
+    streamed.event(b'{"choices":[' + answer.replace(b"message", b"delta") + b"]}", 1.0)
+    streamed.event(b'{"choices":[{"delta":{}}]}', 2.0)
+    assert (whole.refused, streamed.refused) == (refused, refused)

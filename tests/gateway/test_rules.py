@@ -203,6 +203,17 @@ async def test_a_filtered_candidate_has_not_failed(start: Any, canary: Route, ca
     assert {(row.arm, row.outcome, row.attempt) for row in rows} == {("candidate", "filtered", 0), ("control", "ok", 0)}
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_that_the_engine_refuses_is_filtered(
+    start: Any, idle: Route, stable: Engine, store: Store, stream: bool
+) -> None:
+    stable.behaviour = Behaviour(words=("I cannot",), finish="content_filter")
+    gateway = await start(idle)
+    assert (await streamed(gateway))[1] == "content_filter" if stream else (await send(gateway))[0] == 200
+    [row] = await until(lambda: observations(store))
+    assert (row.outcome, row.status, row.error) == ("filtered", 200, "refusal")
+
+
 async def test_services_without_filters_get_the_engines_bytes(start: Any, idle: Route, stable: Engine) -> None:
     stable.behaviour = Behaviour(raw=b'{"choices": [], "model": "assistant-v1-aaaa", "odd":  [1.50]}')
     gateway = await start(ruled(idle, per_key=Allowance(requests_per_minute=1000)))

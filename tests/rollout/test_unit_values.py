@@ -108,8 +108,8 @@ def pair(candidate: Observation | None, stable: Observation | None) -> MirroredP
 def test_a_pair_with_a_missing_half_is_a_failure_of_that_half() -> None:
     values = pair_values(pair(None, row(ttft=0.2, tokens_out=40, duration=2.0)))
     assert values == {
-        "errors": (0.0, 1.0), "ttft": (0.2, math.inf), "interTokenGap": (0.0, math.inf), "duration": (2.0, math.inf),
-        "tokensPerSecond": (Speed(40.0, 2.0), Speed(0.0, 0.0)),
+        "errors": (0.0, 1.0), "refusals": (0.0, 0.0), "ttft": (0.2, math.inf),
+        "interTokenGap": (0.0, math.inf), "duration": (2.0, math.inf), "tokensPerSecond": (Speed(40.0, 2.0), Speed(0.0, 0.0)),
     }  # fmt: skip
 
 
@@ -117,6 +117,14 @@ def test_a_prompt_that_both_refuse_says_nothing_and_one_that_only_the_candidate_
     refused = row(outcome="client_error", ttft=None, tokens_out=None)
     assert pair_values(pair(refused, refused)) == {}
     assert pair_values(pair(refused, row()))["errors"] == (0.0, 1.0)
+
+
+def test_a_refused_answer_is_a_refusal_and_no_failure() -> None:
+    filtered = row(request_id="b", outcome="filtered")
+    values = unit_values(unit(row(request_id="a"), filtered), SALT)
+    assert (values["refusals"], values["errors"]) == (1.0, 0.0)
+    assert unit_values(unit(row(), row(request_id="b", outcome="error")), SALT)["refusals"] == 0.0
+    assert pair_values(pair(filtered, row()))["refusals"] == (0.0, 1.0)
 
 
 @pytest.mark.parametrize(
