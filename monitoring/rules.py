@@ -239,6 +239,11 @@ CONTROLLER: Final = (
         "After that the API server cannot ask the webhook: resources are refused, or taken unchecked.",
     ),
     Alert(
+        "UnderstudyStableDrifted", "warning", f"{t.DRIFT_E_VALUE} >= {t.DRIFT_THRESHOLD}", "",
+        f"{_SERVICE}: {{{{ $labels.metric }}}} of stable is worse than it was",
+        "Beyond chance, for users of the revision that serves; no rollout is under way. The condition Drift says how much and since when.",
+    ),
+    Alert(
         "UnderstudyCostOverBudget", "warning", f"sum by ({BY}) ({t.COST_TODAY}) > on ({BY}) {t.COST_BUDGET}", "10m",
         f"{_SERVICE} has cost {{{{ $value | humanize }}}} today, more than its budget",
         "Nothing is stopped. The day ends at midnight UTC, in the currency of spec.cost.",

@@ -1,4 +1,4 @@
-"""Feedback: what users say, by kind, arm and revision, beside what the judge says."""
+"""Feedback and drift: what users say, by kind, arm and revision, beside what the judge says; whether stable still does as it did."""
 
 from __future__ import annotations
 
@@ -38,9 +38,17 @@ JUDGE = Row("Judge", (
           Query(rate(t.JUDGEMENTS, SERVICE, "service, result"), "{{service}} {{result}}"), width=12),
 ))  # fmt: skip
 
+DRIFT = Row("Drift of stable", (
+    graph("Evidence", "Between rollouts, stable against a day to a week of its own: e-value over threshold; 1 alarms.",
+          Query(f"{t.DRIFT_E_VALUE}{{{SERVICE}}} / {t.DRIFT_THRESHOLD}{{{SERVICE}}}", "{{service}} {{metric}}"), width=12, top=1.0),
+    graph("Drifted", "1 where stable has drifted: `understudy drift` says how much and since when.",
+          Query(f"{t.DRIFT_E_VALUE}{{{SERVICE}}} >= bool {t.DRIFT_THRESHOLD}{{{SERVICE}}}", "{{service}} {{metric}}"), width=12, top=1.0),
+))  # fmt: skip
+
 DASHBOARD = Dashboard(
-    "understudy-feedback", "Understudy / Feedback", "What users say of answers, and what the judge says.",
-    (USERS, SHARES, JUDGE),
+    "understudy-feedback", "Understudy / Feedback and drift",
+    "What users say of answers, what the judge says, and whether stable still does as it did.",
+    (USERS, SHARES, JUDGE, DRIFT),
     (
         Variable("namespace", f"label_values({t.REQUESTS}, namespace)"),
         Variable("service", f'label_values({t.REQUESTS}{{namespace=~"$namespace"}}, service)'),

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from services.cli import costs, running, steering, what_if
+from services.cli import costs, drift, running, steering, what_if
 from services.cli.errors import CliError, UsageFault
 from services.cli.options import PLUGIN, Output, ServiceArgument, ServiceOption, Where, anywhere, show
 
@@ -217,7 +217,7 @@ def logs(
             typer.echo(f"[{place}] {line}")
 
 
-for command in (what_if.plan, what_if.replay, costs.costs):
+for command in (what_if.plan, what_if.replay, drift.drift, costs.costs):
     app.command(rich_help_panel=WATCH)(command)
 for command in (steering.abort, steering.promote, steering.pause, steering.resume, steering.approve, steering.pin):
     app.command(rich_help_panel=STEER)(command)

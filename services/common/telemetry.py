@@ -336,6 +336,14 @@ SAMPLE_RATIO_THRESHOLD: Final = _gauge(
     "controller", "understudy_rollout_sample_ratio_threshold", "E-value from which the assignment counts as broken.",
     SERVICE, unit="e-value",
 )  # fmt: skip
+DRIFT_E_VALUE: Final = _gauge(
+    "controller", "understudy_drift_e_value", "Evidence that stable has become worse than it was when its history was frozen.",
+    SERVICE, METRIC, unit="e-value",
+)  # fmt: skip
+DRIFT_THRESHOLD: Final = _gauge(
+    "controller", "understudy_drift_e_value_threshold", "E-value from which stable counts as drifted.", SERVICE, METRIC,
+    unit="e-value",
+)  # fmt: skip
 JUDGE_SCORE: Final = MetricSpec(
     "understudy_judge_score", "histogram", "controller", "The judge's scores of mirrored pairs, by arm.",
     (SERVICE, ARM), "0 to 1", SCORES,

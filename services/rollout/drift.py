@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -17,7 +18,7 @@ from services.common.clock import DAY, HOUR, turn
 from services.evidence import EvidenceError
 from services.rollout.observe import HISTORY_SECONDS, Sight
 from services.rollout.resources import LLMService
-from services.rollout.watch_fold import Watch, begin_drift
+from services.rollout.watch_fold import Watch, Watched, begin_drift
 from services.store import Store
 from services.store.visits import LONGEST
 
@@ -30,7 +31,7 @@ _SALT: Final = b"drift"
 
 
 @dataclass(slots=True)
-class _State:
+class DriftState:
     """Detectors of one revision; `done`: up to where visits were folded; `alarmed_at`: when the first detector alarmed."""
 
     revision: str
@@ -48,31 +49,46 @@ class _State:
         }
 
 
+def kept(store: Store, service: str) -> DriftState | None:
+    """The service's detectors as the store has them; None: there are none yet, or another program's, which begin anew."""
+    saved = store.evidence(_key(service))
+    try:
+        if saved is None or saved["schema"] != SCHEMA:
+            return None
+        return DriftState(saved["revision"], Watch.from_json(saved["watch"]), saved["done"], saved["alarmedAt"])
+    except (EvidenceError, KeyError) as fault:
+        log.warning("%s: the detectors of its drift begin anew: %s", service, fault)
+        return None
+
+
 class DriftKeeper:
     """The detectors of one service, kept in the store so that a restarted controller goes on with them."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._state: _State | None = None
+        self._state: DriftState | None = None
         self._due: float | None = None
+        self.watched: Sequence[Watched] = ()
+        """Where each detector of the last look's stable stands."""
 
     async def look(self, service: LLMService, sight: Sight) -> Sight:
         """The look with what has drifted. Raises StoreError."""
         observed = sight.observed
         if self._due is None:
+            self._state = await asyncio.to_thread(kept, self._store, service.name)
             self._due = sight.now + turn(service.name, HOUR)
-        if observed.route is None or (observed.rollout is not None and observed.rollout.active):
-            return sight  # while versions are compared, stable is its own measure
-        if sight.now >= self._due:
+        stable = observed.route.stable.revision if observed.route is not None else None
+        compared = observed.rollout is not None and observed.rollout.active  # then stable is its own measure
+        if stable is not None and not compared and sight.now >= self._due:
             self._due = sight.now + HOUR
-            await asyncio.to_thread(self._run, service, observed.route.stable.revision, sight)
-        if self._state is None or self._state.revision != observed.route.stable.revision:
-            return sight
-        alarm = self._state.watch.alarm(self._state.done)
+            await asyncio.to_thread(self._run, service, stable, sight)
+        state = self._state if self._state is not None and self._state.revision == stable else None
+        self.watched = () if state is None else state.watch.watched
+        alarm = None if state is None or compared else state.watch.alarm(state.done)
         return sight if alarm is None else replace(sight, observed=replace(observed, drift=alarm))
 
     def _run(self, service: LLMService, revision: str, sight: Sight) -> None:
-        state = self._state or self._stored(service.name)
+        state = self._state
         rules = service.spec.rollout
         # Whole hours, whose visits have all closed.
         until = (sight.watermark - rules.horizon - rules.settle) // HOUR * HOUR
@@ -98,7 +114,7 @@ class DriftKeeper:
         if state is not None:
             self._store.keep_state(_key(service.name), sight.now, state.to_json())
 
-    def _frozen(self, service: LLMService, revision: str, sight: Sight, until: float) -> _State | None:
+    def _frozen(self, service: LLMService, revision: str, sight: Sight, until: float) -> DriftState | None:
         rules = service.spec.rollout
         since = max(self._served_since(service.name, revision), until - HISTORY_SECONDS)
         if until - since < LEAST_SECONDS:
@@ -108,7 +124,7 @@ class DriftKeeper:
         first = min((visit.exposure.first_at for visit in history), default=until)
         if until - first < LEAST_SECONDS / 2:  # hardly anybody came
             return None
-        return _State(revision, begin_drift(service, history, _SALT, until - first), until)
+        return DriftState(revision, begin_drift(service, history, _SALT, until - first), until)
 
     def _served_since(self, service: str, revision: str) -> float:
         """Since when routes have had the revision as stable; infinite where none has."""
@@ -119,18 +135,8 @@ class DriftKeeper:
             since = at
         return since
 
-    def _stored(self, service: str) -> _State | None:
-        saved = self._store.evidence(_key(service))
-        try:
-            if saved is None or saved["schema"] != SCHEMA:
-                return None
-            return _State(saved["revision"], Watch.from_json(saved["watch"]), saved["done"], saved["alarmedAt"])
-        except (EvidenceError, KeyError) as fault:  # another program's: a new week begins
-            log.warning("%s: the detectors of its drift begin anew: %s", service, fault)
-            return None
 
-
-def _outdated(state: _State, now: float) -> bool:
+def _outdated(state: DriftState, now: float) -> bool:
     return state.alarmed_at is not None and now - state.alarmed_at > HISTORY_SECONDS
 
 

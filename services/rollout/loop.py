@@ -83,6 +83,7 @@ class ServiceLoop:
                 self.service.name,
                 decision,
                 self.last.readings if self.last is not None else (),
+                self.last.drift if self.last is not None else (),
                 at=self._clock.time(),
                 seconds=self._clock.monotonic() - self._started,
                 interval=self.pause(decision),

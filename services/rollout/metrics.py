@@ -22,6 +22,7 @@ from services.rollout.actions import Emit
 from services.rollout.decide import Decision
 from services.rollout.health import Health
 from services.rollout.status import RolloutStatus, Stage, Verdict
+from services.rollout.watch_fold import Watched
 
 _GAUGES: Final = tuple(
     spec
@@ -81,12 +82,13 @@ class Metrics:
         service: str,
         decision: Decision,
         readings: Sequence[Mapping[str, Any]],
+        drift: Sequence[Watched] = (),
         *,
         at: float,
         seconds: float,
         interval: float,
     ) -> None:
-        """A look ended at `at` (seconds since the epoch) after `seconds`; the next comes after `interval`. `readings`: as in `Look`."""
+        """A look ended at `at` (seconds since the epoch) after `seconds`, the next comes after `interval`; the rest is as in `Look`."""
         self._looks.labels(service, "done").inc()
         self._look_seconds.observe(seconds)
         for action in decision.actions:
@@ -99,6 +101,9 @@ class Metrics:
             samples += _of_rollout(rollout)
             for reading in readings:
                 samples += _of_reading(reading)
+        for one in drift:
+            samples.append((names.DRIFT_E_VALUE, (one.metric,), one.detector.level))
+            samples.append((names.DRIFT_THRESHOLD, (one.metric,), one.detector.arl))
         self._gauges.of[service] = samples
 
     def spent(self, service: str, samples: Sequence[Sample]) -> None:

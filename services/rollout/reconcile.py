@@ -29,7 +29,7 @@ from services.rollout.plans import plans, segments_by_tenant
 from services.rollout.removal import Retirement
 from services.rollout.resources import GuardedStage, LLMService
 from services.rollout.status import Condition, RolloutStatus
-from services.rollout.watch_fold import begin_watch
+from services.rollout.watch_fold import Watched, begin_watch
 from services.store import AuditEntry, RolloutRow, Store, StoreError
 
 log = logging.getLogger(__name__)
@@ -45,6 +45,8 @@ class Look:
     """The service's row of the routing table after the look."""
     readings: Sequence[Mapping[str, Any]]
     """The readings of the present stage, each with `stage`."""
+    drift: Sequence[Watched] = ()
+    """Where the detectors of stable's drift stand."""
 
 
 class Reconciler:
@@ -90,7 +92,7 @@ class Reconciler:
         if rollout is not None and rollout.id == sight.observed.identity.id:
             self._executor.forgive()
         self.conditions = decision.status.conditions
-        self.last = _seen(sight, decision, evidence, view)
+        self.last = _seen(sight, decision, evidence, view, self._drift.watched)
         await self._executor.run(self.service, rules, decision.actions)
         return decision
 
@@ -269,10 +271,12 @@ class Reconciler:
         )
 
 
-def _seen(sight: Sight, decision: Decision, evidence: Evidence | None, view: EvidenceView) -> Look:
+def _seen(
+    sight: Sight, decision: Decision, evidence: Evidence | None, view: EvidenceView, drift: Sequence[Watched]
+) -> Look:
     published = next((action.route for action in decision.actions if isinstance(action, PublishRoute)), None)
     readings = [{**reading.to_json(), "stage": evidence.stage} for reading in view.readings] if evidence else []
-    return Look(sight.now, published or sight.observed.route, readings)
+    return Look(sight.now, published or sight.observed.route, readings, drift)
 
 
 def _folded(evidence: Evidence, sight: Sight) -> dict[str, Any]:

@@ -50,6 +50,11 @@ class Watched:
     excluded: int = 0
     """Values that cannot be."""
 
+    def measured(self, share: float) -> float:
+        """A mean on the detector's scale, 0 to 1, in the metric's own: shares of users (of late ones for a quantile), ratings 1 to 5."""
+        low, high = METRICS[self.metric].bounds
+        return low + share * (high - low)
+
     def add(self, measured: float, at: float) -> None:
         """One user's measurement, of a visit that began at `at`."""
         value, m0 = _coin(self.metric, measured, self.late), self.bounds.get(hour_of_week(at))
@@ -267,11 +272,10 @@ def _coins(metric: str, values: Iterable[float], late: float | None) -> list[flo
 def _told(one: Watched) -> str:
     """`errors: 31.0 % of 87 users since 2026-11-21 14:05 UTC, 1.2 % before`, and what it was held against."""
     run, mean = one.detector.run
-    low, high = METRICS[one.metric].bounds
     higher = METRICS[one.metric].higher
 
     def size(share: float) -> str:
-        return f"{low + share * (high - low):.2f}" if higher else f"{share:.1%}"
+        return f"{one.measured(share):.2f}" if higher else f"{share:.1%}"
 
     later = f" later than {one.late:.3g} s" if one.late is not None else ""
     since = "" if one.since is None else f" since {datetime.fromtimestamp(one.since, UTC):%Y-%m-%d %H:%M:%S} UTC"

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -335,9 +334,7 @@ def test_help_needs_nothing_slow() -> None:
         "import sys; from services.cli.main import run; run(['--help']); "
         "print([m for m in ('sqlalchemy', 'numpy', 'pydantic', 'mlflow', 'aiohttp', 'kubernetes') if m in sys.modules])"
     )
-    began = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[-1] == "[]"
-    assert time.monotonic() - began < 5

@@ -24,7 +24,9 @@ from services.cli.prometheus import configuration
 from services.common import telemetry
 from services.common.clock import SystemClock
 from services.common.routing import ContentFilter, Hold, Rules
+from services.evidence import ShiftDetector
 from services.rollout.cost_telling import CostTeller
+from services.rollout.drift import DriftState
 from services.rollout.execute import Executor
 from services.rollout.health import Health
 from services.rollout.judge import ExactMatchJudge
@@ -33,11 +35,13 @@ from services.rollout.lock import holding
 from services.rollout.loop import ServiceLoop
 from services.rollout.metrics import Metrics, health_app
 from services.rollout.observe import Observer
-from services.rollout.observed import Evaluation
+from services.rollout.observed import Evaluation, VersionInfo
 from services.rollout.platforms.measured import MeasuredPlatform
 from services.rollout.reconcile import Reconciler
 from services.rollout.resources import LLMService
+from services.rollout.revisions import revision_of
 from services.rollout.together import Together
+from services.rollout.watch_fold import Watch, Watched
 from services.store import Store, migrate, open_store
 from tests.fakes.gateway import CONTENT_KEY, KEY, RunningGateway, gateway_settings, route, running_gateway, target
 from tests.fakes.openai_engine import Behaviour, Engine, serve
@@ -149,6 +153,16 @@ def publish_extra(store: Store, stable: Engine, failing: Engine) -> None:
     store.publish_route(made)
 
 
+def drift(store: Store, service: LLMService, stable: VersionInfo) -> None:
+    """Detectors of stable as the controller of another time has left them."""
+    detector = ShiftDetector(0.1, 1_000.0)
+    detector.update([1.0] * 40)
+    state = DriftState(
+        revision_of(service, stable), Watch([Watched("errors", detector, {}, None, 0.02)], 52.0), store.now()
+    )
+    store.keep_state(f"drift:{service.name}", store.now(), state.to_json())
+
+
 def spend(store: Store) -> None:
     """Nine days of one replica that was asked once a day."""
     now, revision = store.now(), "assistant-v0-0000"
@@ -169,6 +183,7 @@ class World:
         self.metrics.read(telemetry.CERTIFICATE_END, lambda: clock.time() + 90 * 86_400)
         platform = MeasuredPlatform(FakePlatform(engine.address), clock, self.metrics.called)
         service = LLMService.model_validate({"metadata": {"name": "assistant"}, "spec": SPEC})
+        drift(store, service, self.registry.versions["1"])
         observer = Observer(store, self.registry, platform, Together(store.standings), "test")
         executor = Executor(store, self.registry, platform, Files(), clock)
         self.health = Health(clock, {})

@@ -174,6 +174,19 @@ CASES = (
         gauge("understudy_controller_webhook_certificate_end_timestamp_seconds", POD, "5000000x90"),
         "70m",
     ),
+    Case(
+        "UnderstudyStableDrifted",
+        gauge("understudy_drift_e_value", f'{HERE},metric="errors"', "3 2000x5")
+        | gauge("understudy_drift_e_value_threshold", f'{HERE},metric="errors"', "1000x6"),
+        "3m", ("warning",),
+    ),
+    Case(
+        "UnderstudyStableDrifted",
+        gauge("understudy_drift_e_value", f'{HERE},metric="errors"', "900x6")
+        | gauge("understudy_drift_e_value_threshold", f'{HERE},metric="errors"', "1000x6")
+        | gauge("understudy_drift_e_value_threshold", f'{HERE},metric="ttft"', "500x6"),
+        "3m",
+    ),
     Case("UnderstudyCostOverBudget", spent("60x30", "41x30") | budget("100x30"), "20m", ("warning",)),
     Case("UnderstudyCostOverBudget", spent("60x30", "40x30") | budget("100x30"), "20m"),
     Case("UnderstudyCostOverBudget", spent("60x30", "41x30"), "20m"),  # no budget

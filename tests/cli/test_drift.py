@@ -1,0 +1,65 @@
+"""`understudy drift`, as people and programs meet it; the detectors are tested in `tests/rollout/test_drift`."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from services.cli.main import run
+from services.evidence import ShiftDetector
+from services.rollout.drift import DriftState
+from services.rollout.watch_fold import Watch, Watched
+from services.store import Store
+from tests.fakes.rollout_rows import HandClock, route
+
+Capture = pytest.CaptureFixture[str]
+
+
+def keep(store: Store, clock: HandClock, revision: str) -> None:
+    """Errors have drifted, ratings have not, late first tokens are fewer than before."""
+    errors, rating, ttft = ShiftDetector(0.1, 1e4), ShiftDetector(0.6, 1e4, "downward"), ShiftDetector(0.5, 1e4)
+    errors.update([1.0] * 60)
+    rating.update([0.75] * 30)
+    ttft.update([0.0] * 20)
+    watched = [
+        Watched("errors", errors, {}, None, 0.02, since=clock.now - 600),
+        Watched("rating", rating, {}, None, 0.8),
+        Watched("ttft", ttft, {}, 0.45, 0.3),
+    ]
+    state = DriftState(revision, Watch(watched, 52.0), clock.now - 3_600, clock.now)
+    store.keep_state("drift:assistant", clock.now, state.to_json())
+
+
+def test_what_has_drifted_is_told_with_its_numbers(store: Store, clock: HandClock, url: str, capsys: Capture) -> None:
+    store.publish_route(route())
+    keep(store, clock, route().stable.revision)
+    assert run(["drift", "assistant", "--store", url, "-o", "json"]) == 0
+    (one,) = json.loads(capsys.readouterr().out)["services"]
+    assert (one["known"], one["weeks_to_false_alarm"], one["alarmed_at"]) == (True, 52.0, clock.now)
+    errors, rating, ttft = one["metrics"]
+    assert (errors["alarmed"], errors["before"], errors["run"]["mean"], errors["run"]["since"]) == (
+        True, 0.02, 1.0, clock.now - 600,
+    )  # fmt: skip
+    assert errors["e_value"] >= errors["threshold"]
+    assert (rating["alarmed"], rating["before"], rating["limit"]) == (False, pytest.approx(4.2), pytest.approx(3.4))
+    assert (ttft["late"], ttft["run"]) == (0.45, None)
+    assert run(["drift", "--store", url]) == 0
+    table = capsys.readouterr().out
+    assert "100.0% of" in table
+    assert table.count("drifted") == 1
+    assert "later than 0.45 s" in table
+
+
+def test_a_revision_without_history_says_so(store: Store, clock: HandClock, url: str, capsys: Capture) -> None:
+    store.publish_route(route())
+    keep(store, clock, "assistant-v0-0000")
+    assert run(["drift", "--store", url]) == 0
+    assert "no history yet" in capsys.readouterr().out
+    assert run(["drift", "nobody", "--store", url]) == 3
+    assert "no service 'nobody'" in capsys.readouterr().err
+
+
+def test_a_cluster_has_no_detectors(capsys: Capture) -> None:
+    assert run(["drift", "--namespace", "team"]) == 2
+    assert "--store URL" in capsys.readouterr().err
