@@ -10,12 +10,12 @@ from pathlib import Path
 
 import yaml
 
-from monitoring.dashboards import cost, engine, feedback, fleet, gateway, rollout, service
+from monitoring.dashboards import cost, engine, evaluation, feedback, fleet, gateway, rollout, service
 from monitoring.grafana import to_json
 from monitoring.rules import groups
 
 SHIPPED = Path(__file__).parents[1] / "charts/understudy/files/monitoring"
-DASHBOARDS = (fleet, service, rollout, engine, gateway, feedback, cost)
+DASHBOARDS = (fleet, service, rollout, engine, gateway, feedback, evaluation, cost)
 
 
 class _Block(yaml.SafeDumper):

@@ -1,8 +1,8 @@
-"""Feedback and drift: what users say, by kind, arm and revision, beside what the judge says; whether stable still does as it did."""
+"""Feedback and drift: what users say, by kind, arm and revision; whether stable still does as it did."""
 
 from __future__ import annotations
 
-from monitoring.panels import LIVE, REVISION, SERVICE, Dashboard, Query, Row, Variable, graph, mean, number, rate, share
+from monitoring.panels import LIVE, REVISION, SERVICE, Dashboard, Query, Row, Variable, graph, number, rate, share
 from services.common import telemetry as t
 
 _BAD = 'mark="bad"'
@@ -31,13 +31,6 @@ SHARES = Row("Shares", (
                 f' / {t.ROLLOUT_THRESHOLD}{{{SERVICE},claim="harm",metric=~"feedback|judge|errors"}}', "{{service}} {{metric}}")),
 ))  # fmt: skip
 
-JUDGE = Row("Judge", (
-    graph("Score by arm", "Mean score of mirrored answers.", Query(mean(t.JUDGE_SCORE, SERVICE, "service, arm"), "{{service}} {{arm}}"),
-          width=12, top=1.0),
-    graph("Pairs", "Mirrored pairs each second by what came of them.",
-          Query(rate(t.JUDGEMENTS, SERVICE, "service, result"), "{{service}} {{result}}"), width=12),
-))  # fmt: skip
-
 DRIFT = Row("Drift of stable", (
     graph("Evidence", "Between rollouts, stable against a day to a week of its own: e-value over threshold; 1 alarms.",
           Query(f"{t.DRIFT_E_VALUE}{{{SERVICE}}} / {t.DRIFT_THRESHOLD}{{{SERVICE}}}", "{{service}} {{metric}}"), width=12, top=1.0),
@@ -47,8 +40,8 @@ DRIFT = Row("Drift of stable", (
 
 DASHBOARD = Dashboard(
     "understudy-feedback", "Understudy / Feedback and drift",
-    "What users say of answers, what the judge says, and whether stable still does as it did.",
-    (USERS, SHARES, JUDGE, DRIFT),
+    "What users say of answers, and whether stable still does as it did.",
+    (USERS, SHARES, DRIFT),
     (
         Variable("namespace", f"label_values({t.REQUESTS}, namespace)"),
         Variable("service", f'label_values({t.REQUESTS}{{namespace=~"$namespace"}}, service)'),

@@ -328,6 +328,10 @@ ROLLOUT_THRESHOLD: Final = _gauge(
     "controller", "understudy_rollout_e_value_threshold", "E-value from which the claim counts as shown.",
     SERVICE, METRIC, CLAIM, unit="e-value",
 )  # fmt: skip
+GATE_ITEMS: Final = _gauge(
+    "controller", "understudy_gate_items", "Items on which candidate and champion were compared offline, where the gate compared any.",
+    SERVICE, unit="items",
+)  # fmt: skip
 SAMPLE_RATIO: Final = _gauge(
     "controller", "understudy_rollout_sample_ratio_e_value", "Evidence that the arms do not get the users they should.",
     SERVICE, unit="e-value",

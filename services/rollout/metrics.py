@@ -153,6 +153,9 @@ def _of_rollout(rollout: RolloutStatus) -> Iterator[Sample]:
                 yield names.ROLLOUT_WAITING, (condition.reason,), 1.0
         yield names.ROLLOUT_USERS, ("control",), float(rollout.counts.users_control)
         yield names.ROLLOUT_USERS, ("candidate",), float(rollout.counts.users_candidate)
+    if rollout.gate is not None:
+        yield names.GATE_ITEMS, (), float(rollout.gate["items"])
+        yield from _of_reading(rollout.gate)
     if rollout.ratio is not None:
         yield names.SAMPLE_RATIO, (), float(rollout.ratio["eValue"])
         yield names.SAMPLE_RATIO_THRESHOLD, (), float(rollout.ratio["threshold"])

@@ -189,6 +189,10 @@ def test_a_look_says_what_it_saw_and_forgets_what_is_no_more() -> None:
     )
     assert value(telemetry.ROLLOUT_EVENTS.name, of | {"event": "advance", "reason": "StepPassed"}) == 1
     assert value(telemetry.LAST_LOOK.name, of) == 100
+    compared = {**reading("accuracy", control=0.9, candidate=0.2), "items": 125}
+    look(metrics, "a", rollout("a", gate=compared), [])
+    assert value(telemetry.GATE_ITEMS.name, of) == 125
+    assert value(telemetry.ROLLOUT_VALUE.name, of | {"metric": "accuracy", "arm": "candidate"}) == 0.2
     ended = rollout("a", stage="finished", verdict="abort", decided_at=90.0, finished_at=90.0)
     look(metrics, "a", ended, [])
     assert value(telemetry.ROLLOUT_VERDICT.name, of | {"verdict": "abort"}) == 1

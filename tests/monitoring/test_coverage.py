@@ -90,6 +90,6 @@ def test_panels_fill_the_grid_without_overlap(dashboard: dict[str, Any]) -> None
 
 
 def test_uids_are_stable() -> None:
-    names = ("fleet", "service", "rollout", "engine", "gateway", "feedback", "cost")
+    names = ("fleet", "service", "rollout", "engine", "gateway", "feedback", "evaluation", "cost")
     assert DASHBOARDS.keys() == {f"understudy-{name}" for name in names}
     assert all(dashboard["uid"] == uid for uid, dashboard in DASHBOARDS.items())
