@@ -142,7 +142,9 @@ class Meter:
         choices = chunk.choices
         if not choices:
             return chunk.usage is not None
-        self.refused = self.refused or any(choice.is_refusal() for choice in choices)
+        for choice in choices:
+            if choice.is_refusal():
+                self.refused = True
         for choice in choices:
             if choice.text or (choice.delta is not None and choice.delta.has_token()):
                 self._token(now)
