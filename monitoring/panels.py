@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from services.common.telemetry import MetricSpec
+from services.common.telemetry import ROLLOUT_E_VALUE, ROLLOUT_THRESHOLD, MetricSpec
 
 NAMESPACE: Final = 'namespace=~"$namespace"'
 SERVICE: Final = f'{NAMESPACE},service=~"$service"'
@@ -100,6 +100,11 @@ def mean(spec: MetricSpec | str, where: str, by: str) -> str:
 def quantiles(spec: MetricSpec | str, where: str, by: str, legend: str, *qs: float) -> tuple[Query, ...]:
     """Several quantiles of one histogram."""
     return tuple(Query(quantile(q, spec, where, by), f"p{q * 100:g} {legend}") for q in qs)
+
+
+def evidence(where: str, claim: Literal["harm", "promotion"] = "harm") -> str:
+    """The controller's e-values over their thresholds: at 1 the claim counts as shown."""
+    return f'{ROLLOUT_E_VALUE}{{{where},claim="{claim}"}} / {ROLLOUT_THRESHOLD}{{{where},claim="{claim}"}}'
 
 
 def share(spec: MetricSpec | str, where: str, part: str, by: str) -> str:

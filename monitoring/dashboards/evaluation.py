@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from monitoring.panels import SERVICE, Dashboard, Panel, Query, Row, Variable, graph, mean, number, quantiles, rate
+from monitoring.panels import (
+    SERVICE,
+    Dashboard,
+    Panel,
+    Query,
+    Row,
+    Variable,
+    evidence,
+    graph,
+    mean,
+    number,
+    quantiles,
+    rate,
+)
 from services.common import telemetry as t
 
 _GATE = f'{SERVICE},metric="accuracy"'
@@ -10,11 +23,6 @@ _GATED = f'{SERVICE},reason=~"Gate.*|Evaluation.*"'
 _JUDGE = f'{SERVICE},metric="judge"'
 _BY = "service, arm"
 _NAME = "{{service}} {{arm}}"
-
-
-def _evidence(where: str) -> Query:
-    harm = f'{where},claim="harm"'
-    return Query(f"{t.ROLLOUT_E_VALUE}{{{harm}}} / {t.ROLLOUT_THRESHOLD}{{{harm}}}", "{{service}}")
 
 
 def _effect(where: str) -> tuple[Query, Query]:
@@ -33,7 +41,7 @@ GATE = Row("Gate: offline evaluations of the newest rollout", (
     graph("Difference in accuracy", "Candidate against champion on the same items, with its bounds and the margin.",
           *_effect(_GATE), width=12),
     graph("Evidence against the candidate", "E-value over its threshold: at 1 the candidate falls at the gate.",
-          _evidence(_GATE), width=12),
+          Query(evidence(_GATE), "{{service}}"), width=12),
 ))  # fmt: skip
 
 JUDGE = Row("Judge: mirrored answers of the rehearsal", (
@@ -43,7 +51,8 @@ JUDGE = Row("Judge: mirrored answers of the rehearsal", (
     graph("Pairs", "Mirrored pairs each second by what came of them: `inconsistent` turned with the order, `unparsable` could not be read.",
           Query(rate(t.JUDGEMENTS, SERVICE, "service, result"), "{{service}} {{result}}")),
     graph("Difference in judged quality", "Candidate against stable, with its bounds and the margin.", *_effect(_JUDGE), width=12),
-    graph("Evidence for harm", "E-value over its threshold: at 1 the rollout is aborted.", _evidence(_JUDGE), width=12),
+    graph("Evidence for harm", "E-value over its threshold: at 1 the rollout is aborted.", Query(evidence(_JUDGE), "{{service}}"),
+          width=12),
 ))  # fmt: skip
 
 DASHBOARD = Dashboard(

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from monitoring.panels import LIVE, REVISION, SERVICE, Dashboard, Query, Row, Variable, graph, number, rate, share
+from monitoring.panels import (
+    LIVE,
+    REVISION,
+    SERVICE,
+    Dashboard,
+    Query,
+    Row,
+    Variable,
+    evidence,
+    graph,
+    number,
+    rate,
+    share,
+)
 from services.common import telemetry as t
 
 _BAD = 'mark="bad"'
@@ -27,8 +40,7 @@ SHARES = Row("Shares", (
           Query(rate(t.FEEDBACK, REVISION, "kind"), "{{kind}}")),
     graph("By kind and mark", "Good, bad, neutral.", Query(rate(t.FEEDBACK, REVISION, "kind, mark"), "{{kind}} {{mark}}")),
     graph("Guardrail", "The controller's evidence on feedback: e-value over threshold; 1 aborts.",
-          Query(f'{t.ROLLOUT_E_VALUE}{{{SERVICE},claim="harm",metric=~"feedback|judge|errors"}}'
-                f' / {t.ROLLOUT_THRESHOLD}{{{SERVICE},claim="harm",metric=~"feedback|judge|errors"}}', "{{service}} {{metric}}")),
+          Query(evidence(f'{SERVICE},metric=~"feedback|judge|errors"'), "{{service}} {{metric}}")),
 ))  # fmt: skip
 
 DRIFT = Row("Drift of stable", (

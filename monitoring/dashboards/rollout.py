@@ -10,6 +10,7 @@ from monitoring.panels import (
     Query,
     Row,
     Variable,
+    evidence,
     graph,
     mean,
     number,
@@ -50,11 +51,9 @@ PROGRESS = Row("Progress", (
 
 EVIDENCE = Row("The controller's evidence", (
     graph("Evidence for harm", "E-value over its threshold: at 1 the metric counts as harmed and the rollout is aborted.",
-          Query(f'{t.ROLLOUT_E_VALUE}{{{SERVICE},claim="harm"}} / {t.ROLLOUT_THRESHOLD}{{{SERVICE},claim="harm"}}',
-                "{{service}} {{metric}}")),
+          Query(evidence(SERVICE), "{{service}} {{metric}}")),
     graph("Evidence for promotion", "E-value over its threshold: at 1 the metric counts as not worse. Of the last step's users.",
-          Query(f'{t.ROLLOUT_E_VALUE}{{{SERVICE},claim="promotion"}} / {t.ROLLOUT_THRESHOLD}{{{SERVICE},claim="promotion"}}',
-                "{{service}} {{metric}}")),
+          Query(evidence(SERVICE, "promotion"), "{{service}} {{metric}}")),
     graph("Estimates by arm", "Each guardrail's metric in each arm, over users.",
           Query(f"{t.ROLLOUT_VALUE}{{{SERVICE}}}", "{{service}} {{metric}} {{arm}}")),
     graph("Effect and its bounds", "Candidate against control; the bounds hold at every look at once.",
