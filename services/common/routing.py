@@ -41,6 +41,14 @@ class Mirror(msgspec.Struct, frozen=True, kw_only=True):
     """Whether prompt and answers are kept (encrypted, at most an hour) for the judge."""
 
 
+class Sample(msgspec.Struct, frozen=True, kw_only=True):
+    """Which answers of stable are looked at while it serves: of sampled users one an hour, other users each hour."""
+
+    salt: str
+    share: int
+    """Users, in buckets of 10,000."""
+
+
 class Allowance(msgspec.Struct, frozen=True, kw_only=True):
     """What one key, or one user, may take of a service in a minute, over all gateways; None: no limit."""
 
@@ -143,6 +151,8 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds a gateway waits for an engine's first byte (a candidate's failure before it falls back to stable)."""
     total_time: float = 600.0
     """Seconds one request may take in all."""
+    sample: Sample | None = None
+    """None: no answer is kept to be looked at."""
     trace_content: bool = False
     """Whether traces may carry prompts and answers."""
     removed: bool = False

@@ -10,6 +10,7 @@ resources_metrics   metrics, guardrails, goals, segments
 resources_experiment  A/B experiments
 resources_gateway   quotas, content filters, system prompt
 resources_cost      prices, budget
+resources_drift     what is looked at between rollouts
 resources_base      what the models share
 """
 
@@ -23,6 +24,7 @@ from pydantic import AfterValidator, Field, StringConstraints, model_validator
 from services.rollout.durations import Days
 from services.rollout.resources_base import PinnedVersion, Resource, cel, keyed
 from services.rollout.resources_cost import Cost
+from services.rollout.resources_drift import Drift
 from services.rollout.resources_engine import Engine
 from services.rollout.resources_experiment import Experiment, distinct
 from services.rollout.resources_gateway import Gateway
@@ -112,9 +114,11 @@ class Model(Resource):
 class Privacy(Resource):
     """What of prompts and answers may be kept."""
 
-    content: Literal["never", "judge"] = Field(
+    content: Literal["never", "judge", "topics"] = Field(
         default="never",
-        description="`judge`: mirrored prompts and answers wait encrypted, at most an hour, for the judge.",
+        description="`judge`: prompts and answers of mirrored and sampled requests wait encrypted, at most an hour, for the judge. "
+        "`topics`: that, and of sampled prompts the embedding, the language and, encrypted, the set of words are kept for "
+        "`retention.observations`.",
     )
     trace_content: bool = Field(
         default=False,
@@ -134,8 +138,34 @@ class Retention(Resource):
     )
 
 
+_NOTHING_KEPT: Final = (
+    "!has(self.drift) || ((!has(self.drift.sample) || self.drift.sample == 0.0)"
+    " && (!has(self.drift.onAlarm) || self.drift.onAlarm != 'evaluate'))"
+)
+
+
 class Spec(Resource):
     """What a person wants of a service."""
+
+    model_config = cel(
+        (
+            f"{_NOTHING_KEPT} || (has(self.privacy) && has(self.privacy.content) && self.privacy.content != 'never')",
+            "drift.sample and onAlarm: evaluate need privacy.content: judge or topics",
+            "drift",
+        ),
+        (
+            "!has(self.drift) || !has(self.drift.prompts)"
+            " || (has(self.privacy) && has(self.privacy.content) && self.privacy.content == 'topics')",
+            "drift.prompts needs privacy.content: topics",
+            "drift",
+        ),
+        (
+            "!has(self.drift) || !has(self.drift.onAlarm) || self.drift.onAlarm != 'evaluate'"
+            " || (has(self.rollout) && has(self.rollout.judge) && self.rollout.judge.kind != 'pairwise')",
+            "drift.onAlarm: evaluate needs a judge of kind exactMatch or rubric, who can grade one answer by itself",
+            "drift",
+        ),
+    )
 
     model: Model = Field(description="The registered model and its aliases.")
     engine: Engine = Field(default_factory=Engine, description="How versions are made servable.")
@@ -150,8 +180,22 @@ class Spec(Resource):
     cost: Cost | None = Field(
         default=None, description="What the service costs; without it no costs are shown. See docs/costs.md."
     )
+    drift: Drift = Field(default_factory=Drift, description="How stable is looked after between rollouts.")
     privacy: Privacy = Field(default_factory=Privacy, description="What of prompts and answers may be kept.")
     retention: Retention = Field(default_factory=Retention, description="How long the store keeps rows.")
+
+    @model_validator(mode="after")
+    def _consent(self) -> Self:
+        drift, judge = self.drift, self.rollout.judge
+        if (drift.sample > 0 or drift.on_alarm == "evaluate") and self.privacy.content == "never":
+            raise ValueError("drift.sample and onAlarm: evaluate need privacy.content: judge or topics")
+        if drift.prompts is not None and self.privacy.content != "topics":
+            raise ValueError("drift.prompts needs privacy.content: topics")
+        if drift.on_alarm == "evaluate" and (judge is None or not judge.grades):
+            raise ValueError(
+                "drift.onAlarm: evaluate needs a judge of kind exactMatch or rubric, who can grade one answer by itself"
+            )
+        return self
 
 
 class LLMService(Resource):
@@ -181,4 +225,9 @@ class LLMService(Resource):
     @property
     def judged(self) -> bool:
         """Whether mirrored answers are judged: a judge is named and content may be kept for it."""
-        return self.spec.rollout.judge is not None and self.spec.privacy.content == "judge"
+        return self.spec.rollout.judge is not None and self.spec.privacy.content != "never"
+
+    @property
+    def graded(self) -> bool:
+        """Whether the judge can grade stable's own answers, with nothing beside them."""
+        return self.judged and self.spec.rollout.judge is not None and self.spec.rollout.judge.grades

@@ -37,6 +37,8 @@ def keyed(*keys: str) -> JsonDict:
 OPEN: Final[JsonDict] = {"x-kubernetes-preserve-unknown-fields": True}
 """An object whose fields are others' (vLLM's, the pod's) and are passed on untouched."""
 
+URL: Final = r"^https?://[^\s/]+"
+
 SecretVariable = Annotated[str, StringConstraints(pattern=r"^UNDERSTUDY_SECRET_[A-Z0-9_]+$", max_length=100)]
 """Name of an environment variable of the controller that holds a secret. The prefix keeps resources away from the controller's own."""
 

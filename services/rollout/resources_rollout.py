@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from services.rollout.durations import Duration, Lasting
-from services.rollout.resources_base import Label, Resource, SecretVariable, cel, keyed
+from services.rollout.resources_base import URL, Label, Resource, SecretVariable, cel, keyed
 from services.rollout.resources_metrics import METRICS, Goals, GuardedStage, Guardrail, Segment
 
 
@@ -129,7 +129,6 @@ def _production_guardrails() -> tuple[Guardrail, ...]:
     )
 
 
-_URL: Final = r"^https?://[^\s/]+"
 Clock = Annotated[str, StringConstraints(pattern=r"^(([01][0-9]|2[0-3]):[0-5][0-9]|24:00)$", max_length=5)]
 Day = Literal["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"]
 _WEEK: Final[tuple[Day, ...]] = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
@@ -181,7 +180,7 @@ class Notification(Resource):
         default="generic",
         description="`generic`: the event as JSON. `slack`: a message as Slack's incoming webhooks take it.",
     )
-    url: str | None = Field(default=None, pattern=_URL, max_length=2048, description="Where events are posted.")
+    url: str | None = Field(default=None, pattern=URL, max_length=2048, description="Where events are posted.")
     url_env: SecretVariable | None = Field(
         default=None,
         description="Environment variable of the controller that holds the URL, where the URL is the secret (as Slack's is).",
@@ -232,7 +231,7 @@ class Judge(Resource):
     )
     endpoint: str | None = Field(
         default=None,
-        pattern=_URL,
+        pattern=URL,
         max_length=2048,
         description="For rubric and pairwise: base URL of an OpenAI-compatible server, ending in /v1.",
     )
@@ -252,6 +251,11 @@ class Judge(Resource):
         if self.kind != "exactMatch" and (self.endpoint is None or self.model is None):
             raise ValueError(f"{self.kind} needs `endpoint` and `model`")
         return self
+
+    @property
+    def grades(self) -> bool:
+        """Whether it can grade one answer by itself."""
+        return self.kind != "pairwise"
 
 
 class Rollout(Resource):

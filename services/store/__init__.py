@@ -9,6 +9,7 @@ experiments.py    A/B experiments               past.py          users before th
 standing.py       where a service stands: all of it that a look begins with
 usage.py          users in time, for plans    visits.py        users where there are no arms
 costs.py          usage by hour, replicas, prices   marks.py   which marks are good
+samples.py        sampled answers of stable
 schema.py         tables                       migration.py, migrations/
 database.py       transactions, dialects       errors.py        what it raises
 records.py, rows.py   what goes in and comes out
@@ -31,8 +32,10 @@ from services.store.rows import (
     MirroredPair,
     Past,
     RolloutRow,
+    Sample,
     Standing,
 )
+from services.store.samples import material_of
 from services.store.store import Store, open_store
 
 __all__ = [
@@ -57,6 +60,7 @@ __all__ = [
     "Rate",
     "Record",
     "RolloutRow",
+    "Sample",
     "SchemaMismatch",
     "Standing",
     "Store",
@@ -67,6 +71,7 @@ __all__ = [
     "UserUsage",
     "is_bad_mark",
     "is_good_mark",
+    "material_of",
     "migrate",
     "open_store",
 ]

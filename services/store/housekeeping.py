@@ -28,6 +28,7 @@ from services.store.schema import (
     rollouts,
     route_history,
     routes,
+    samples,
     streams,
     usage_hours,
 )
@@ -47,7 +48,7 @@ class Housekeeping:
         """
         own = select(observations.c.request_id).where(observations.c.unit == unit)
         deleted = self._delete(feedback, feedback.c.request_id.in_(own))
-        for table in (observations, exposures, assignment_faults, judge_material, judgements):
+        for table in (observations, exposures, assignment_faults, judge_material, judgements, samples):
             deleted += self._delete(table, table.c.unit == unit)
         return deleted
 
@@ -68,6 +69,7 @@ class Housekeeping:
         deleted += self._delete(feedback, old)
         mine = and_(observations.c.service == service, observations.c.started_at < older_than)
         deleted += self._delete(observations, and_(mine, _finished(observations)))
+        deleted += self._delete(samples, and_(samples.c.service == service, samples.c.at < older_than))
         newest = select(routes.c.version).where(routes.c.service == service).scalar_subquery()
         past = and_(route_history.c.service == service, route_history.c.version < newest)
         deleted += self._delete(route_history, and_(past, route_history.c.published_at < older_than))

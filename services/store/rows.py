@@ -116,6 +116,33 @@ class Judgement:
 
 
 @dataclass(frozen=True, slots=True)
+class Sample:
+    """What is known of one sampled answer of stable. None: nobody looked, or could tell."""
+
+    id: str
+    """One a service, hour and unit."""
+    service: str
+    revision: str
+    unit: str
+    tenant: str
+    at: float
+    """When its request began."""
+    score: float | None = None
+    """The judge's, 0 to 1."""
+    judge: str | None = None
+    model: str | None = None
+    """Whose `embedding` it is."""
+    embedding: bytes | None = None
+    """Of the prompt: 32-bit floats, little-endian, of length 1 together."""
+    language: str | None = None
+    """ISO 639-1, of the prompt."""
+    words: int | None = None
+    """Of the prompt."""
+    terms: bytes | None = None
+    """The prompt's different words, encrypted; the store cannot read them."""
+
+
+@dataclass(frozen=True, slots=True)
 class RolloutRow:
     """One rollout. `status` is the controller's own document; the columns are for listing."""
 

@@ -30,7 +30,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeDecorator
 
-SCHEMA_REVISION: Final = "0003"
+SCHEMA_REVISION: Final = "0004"
 """Alembic's newest revision. Kept here so that a gateway can check the schema without importing Alembic."""
 
 
@@ -232,6 +232,26 @@ judgements = Table(
     sqlite_autoincrement=True,  # a number is never given twice, even when the newest row was erased
 )
 Index("judgements_rollout", *(judgements.c[c] for c in ("rollout", "sequence")))
+
+samples = Table(
+    "samples",
+    metadata,
+    Column("id", _Key, primary_key=True),
+    Column("service", String, nullable=False),
+    Column("revision", String, nullable=False),
+    Column("unit", _Key, nullable=False),
+    Column("tenant", String, nullable=False),
+    Column("at", Double, nullable=False),
+    Column("score", Double),
+    Column("judge", String),
+    Column("model", String),
+    Column("embedding", LargeBinary),
+    Column("language", String),
+    Column("words", Integer),
+    Column("terms", LargeBinary),
+)
+Index("samples_time", *(samples.c[c] for c in ("service", "at")))  # detectors, topics, retention
+Index("samples_unit", samples.c.unit)  # erasure
 
 rollouts = Table(
     "rollouts",

@@ -17,6 +17,7 @@ from services.store.judging import Judging
 from services.store.recording import Recording
 from services.store.rollouts import Rollouts
 from services.store.routing import Routing
+from services.store.samples import Samples
 from services.store.standing import Standings
 from services.store.streams import Streams
 from services.store.usage import Usage
@@ -30,6 +31,7 @@ class Store(
     Closing,
     Visits,
     Judging,
+    Samples,
     Rollouts,
     Experiments,
     Standings,

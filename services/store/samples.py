@@ -1,0 +1,47 @@
+"""What is known of sampled answers of stable: the judge's score, where the prompt lies among others. Put in by the controller, which has
+read the material (`judging`) that gateways left; asked for by its detectors and by the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from sqlalchemy import bindparam, delete, select
+
+from services.store.database import Database
+from services.store.rows import Sample
+from services.store.schema import judge_material, samples
+
+
+class Samples:
+    """The part of the store that holds samples."""
+
+    _database: Database
+
+    def put_samples(self, found: Sequence[Sample]) -> None:
+        """Store samples and delete their material, in one transaction; one that is there already is ignored."""
+        if not found:
+            return
+        with self._database.write() as connection:
+            connection.execute(
+                self._database.insert(samples).on_conflict_do_nothing(), [dataclasses.asdict(one) for one in found]
+            )
+            gone = delete(judge_material).where(judge_material.c.pair == bindparam("looked_at"))
+            connection.execute(gone, [{"looked_at": one.id} for one in found])
+
+    def samples(self, service: str, since: float, until: float, revision: str | None = None) -> list[Sample]:
+        """Samples of answers given in [since, until), in the order of (at, id); of one revision, where it is named."""
+        query = (
+            select(samples)
+            .where(samples.c.service == service, samples.c.at >= since, samples.c.at < until)
+            .order_by(samples.c.at, samples.c.id)
+        )
+        if revision is not None:
+            query = query.where(samples.c.revision == revision)
+        with self._database.read() as connection:
+            return [Sample(**row._mapping) for row in connection.execute(query)]
+
+
+def material_of(service: str) -> str:
+    """Where `JudgeMaterial.rollout` names a rollout, samples of a service have this, which is no rollout's id."""
+    return f"samples:{service}"
