@@ -202,6 +202,10 @@ EJECTIONS: Final = _counter(
 MIRROR_DROPPED: Final = _counter(
     "gateway", "understudy_gateway_mirror_dropped_total", "Mirrored copies not made.", SERVICE, REASON, unit="copies"
 )
+SAMPLES: Final = _counter(
+    "gateway", "understudy_gateway_samples_total", "Answers of stable drawn to be looked at, by what became of them: kept, or why not.",
+    SERVICE, RESULT, unit="answers",
+)  # fmt: skip
 HEAVY_UNITS: Final = _gauge(
     "gateway", "understudy_gateway_heavy_units", "Users left out of both arms for their share of the traffic.", unit="users"
 )  # fmt: skip

@@ -38,6 +38,7 @@ from services.gateway.otlp_settings import OtlpSettings
 from services.gateway.quota import Quotas
 from services.gateway.recorder import Recorder
 from services.gateway.routes import RoutePoller, RoutingTable
+from services.gateway.sampling import Sampling
 from services.gateway.settings import GatewaySettings
 from services.gateway.tracing import Tracer
 from services.gateway.upstream import open_session
@@ -161,6 +162,8 @@ async def _running(
         content_key = settings.content_key.get_secret_value().encode() if settings.content_key else None
         mirror = Mirror(session, recorder, table, metrics, store, executor, clock, content_key)
         stack.push_async_callback(mirror.close)
+        sampling = Sampling(metrics, store, executor, content_key)
+        stack.push_async_callback(sampling.close)
         poller = RoutePoller(
             store, table, settings, clock, executor,
             lease=lambda routes, now: recorder.lease(routes, now, seconds=settings.lease_seconds, address=settings.address),
@@ -175,7 +178,7 @@ async def _running(
             quotas=Quotas(settings.quotas, clock, lambda: table.gateways),
             filters=tuple(Filter(one.declared()) for one in settings.content_filters), table=table, assigner=assigner, session=session,
             waiting=WaitingRooms(metrics, settings.engine_silence_seconds, table.revisions),
-            recorder=recorder, mirror=mirror, answered=answered, metrics=metrics, tracer=tracer,
+            recorder=recorder, mirror=mirror, sampling=sampling, answered=answered, metrics=metrics, tracer=tracer,
         )  # fmt: skip
         desk = FeedbackDesk(store, executor, recorder, assigner, answered, metrics, table.store_time, tracer)
         _add_routes(app, table, desk, metrics, tracing=tracer is not None)

@@ -168,6 +168,8 @@ class Meter:
         if chunk.usage is not None:
             self._count(chunk.usage)
         self.refused = any(choice.is_refusal() for choice in chunk.choices)
+        if self._text is not None and chunk.choices:
+            self._keep(chunk.choices[0])
         self.done = True
 
     def _count(self, usage: _Usage) -> None:
@@ -186,7 +188,8 @@ class Meter:
         self._arrivals += 1
 
     def _keep(self, choice: _Choice) -> None:
-        piece = choice.text or (choice.delta.content if choice.delta else None) or ""
+        said = choice.delta or choice.message
+        piece = choice.text or (said.content if said else None) or ""
         if choice.index == 0 and self._text is not None and self._kept < ANSWER_BYTES:
             self._text.append(piece)
             self._kept += len(piece)

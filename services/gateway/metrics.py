@@ -116,11 +116,13 @@ class Metrics:
         self._fallbacks = names.FALLBACKS.counter(self.registry)
         self._ejections = names.EJECTIONS.counter(self.registry)
         self._mirror_dropped = names.MIRROR_DROPPED.counter(self.registry)
+        self._samples = names.SAMPLES.counter(self.registry)
         self._feedback = names.FEEDBACK.counter(self.registry)
         self.held = names.HELD.gauge(self.registry)
         self.in_flight = names.IN_FLIGHT.gauge(self.registry)
         self._by_service: tuple[Counter | Gauge, ...] = (
-            self._refused, self._filtered, self._fallbacks, self._ejections, self._mirror_dropped, self._feedback, self.held,
+            self._refused, self._filtered, self._fallbacks, self._ejections, self._mirror_dropped, self._samples,
+            self._feedback, self.held,
         )  # fmt: skip
 
     def observed(self, row: Observation, *, cached: int | None = None, queued: float | None = None) -> None:
@@ -173,6 +175,9 @@ class Metrics:
 
     def mirror_dropped(self, service: str, reason: str) -> None:
         self._mirror_dropped.labels(service, reason).inc()
+
+    def sampled(self, service: str, result: str) -> None:
+        self._samples.labels(service, result).inc()
 
     def feedback(
         self, service: str, revision: str, arm: str, kind: str, mark: Literal["good", "bad", "neutral"]

@@ -25,7 +25,7 @@ from services.gateway import request_log
 from services.gateway.answer_filter import AnswerFilter
 from services.gateway.assignment import Assigner, Placement
 from services.gateway.auth import Caller, Keys
-from services.gateway.content_filters import Filters, PromptBlocked, sift_prompt
+from services.gateway.content_filters import Filters, PromptBlocked, sift_answer, sift_prompt
 from services.gateway.errors import AttemptFailed, Internal
 from services.gateway.exchange import ClientGone, ClientWatch, Head, read_body, respond, respond_error
 from services.gateway.feedback import Answered
@@ -37,6 +37,7 @@ from services.gateway.recorder import Recorder
 from services.gateway.requests import USER_LENGTH, Endpoint, ModelRequest, parse
 from services.gateway.routes import Entry, RoutingTable, Standing
 from services.gateway.rows import observation
+from services.gateway.sampling import Sampled, Sampling
 from services.gateway.settings import GatewaySettings
 from services.gateway.tracing import Trace, Tracer
 from services.gateway.upstream import Attempt
@@ -64,6 +65,8 @@ class _Call:
     headers: Headers
     trace: Trace | None
     """None: tracing is off."""
+    sample: str | None = None
+    """Its id, where the answer is to be looked at."""
     unrecorded: list[Attempt] = field(default_factory=list)
 
 
@@ -84,6 +87,7 @@ class Completions:
         waiting: WaitingRooms,
         recorder: Recorder,
         mirror: Mirror,
+        sampling: Sampling,
         answered: Answered,
         metrics: Metrics,
         tracer: Tracer | None,
@@ -99,6 +103,7 @@ class Completions:
         self._waiting = waiting
         self._recorder = recorder
         self._mirror = mirror
+        self._sampling = sampling
         self._answered = answered
         self._metrics = metrics
         self._tracer = tracer
@@ -180,6 +185,7 @@ class Completions:
             trace.routed = self._clock.monotonic()
         if placement.exposed:
             self._expose(call)
+        call.sample = self._sampling.draw(entry, placement, call.started_at)
         return call
 
     def _enforce(self, entry: Entry, rules: Rules, caller: Caller, unit: str, request: ModelRequest) -> ModelRequest:
@@ -236,6 +242,15 @@ class Completions:
             self._mirror.offer(
                 Copy(call.request, call.request_id, call.entry, call.placement.unit, caller.tenant, caller.name)
             )
+            if call.sample is not None and attempt.failure is None:
+                self._sample(call, call.sample, attempt)
+
+    def _sample(self, call: _Call, drawn: str, attempt: Attempt) -> None:
+        answer = sift_answer(call.entry.answer_filters, attempt.meter.text)
+        content = Sampled(
+            call.request_id, attempt.target.revision, call.caller.tenant, call.request.last_prompt(), answer
+        )
+        self._sampling.offer(drawn, call.started_at, call.placement.unit, call.entry.route.service, content)
 
     async def _open(self, call: _Call, deadline: float) -> Attempt:
         """The attempt whose answer the client gets, its first bytes at hand.
@@ -354,7 +369,7 @@ class Completions:
         trace = call.trace
         attempt = Attempt(
             call.request, target, urls, self._clock, number=number, screen=screen,
-            keep_text=trace is not None and trace.may_keep_content,
+            keep_text=call.sample is not None or (trace is not None and trace.may_keep_content),
             context=trace.context(number) if trace is not None else None,
         )  # fmt: skip
         call.unrecorded.append(attempt)

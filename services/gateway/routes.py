@@ -82,6 +82,7 @@ class Entry:
         try:
             self.salt = bytes.fromhex(route.salt)
             self.mirror_salt = bytes.fromhex(route.mirror.salt) if route.mirror else b""
+            self.sample_salt = bytes.fromhex(route.sample.salt) if route.sample else b""
         except ValueError:
             raise BadRoute(f"{route.service}: a salt is not hexadecimal") from None
         rules = route.rules or Rules()
