@@ -35,6 +35,7 @@ START = 4 * DAY  # a Monday
 CHANGE = START + 2 * WEEK
 END = START + 5 * WEEK
 TRAFFIC = (200, 2_000)
+TOKENS = 80
 BAD, TTFT, SPREAD = 0.06, 0.3, 0.4
 PSI_LIMIT, TEST_LEVEL = 0.2, 0.05
 SEED = 20
@@ -120,7 +121,7 @@ def closed(index: int, at: float, bad: float, ttft: float) -> ClosedUnit:
     common = {"service": "assistant", "arm": "stable", "unit": f"u{index}", "route_version": 1, **origin}
     asked = Observation(
         request_id=f"r{index}", revision="assistant-v1-0000", started_at=at, streamed=True, ttft=ttft, duration=ttft + 2.0,
-        tokens_out=80, outcome="ok", status=200, **common,
+        tokens_out=TOKENS, outcome="ok", status=200, **common,
     )  # fmt: skip
     exposure = Exposure(
         rollout="", bucket=0, step=0, first_at=at, horizon_at=at + 600, closes_at=at + 900, **common
@@ -134,8 +135,10 @@ def closed(index: int, at: float, bad: float, ttft: float) -> ClosedUnit:
 def understudy(history: Users, after: Users) -> float:
     """When the detectors alarm; infinite: never."""
     rows = zip(history.at.tolist(), history.bad.tolist(), history.ttft.tolist(), strict=True)
-    watch = begin_drift(resource(), [closed(i, *row) for i, row in enumerate(rows)], b"drift", WEEK)
-    columns = {"errors": np.zeros(len(after.at)), "ttft": after.ttft, "feedback": after.bad}
+    watch = begin_drift(resource(), [closed(i, *row) for i, row in enumerate(rows)], (), b"drift", WEEK)
+    nothing = np.zeros(len(after.at))
+    columns = {"errors": nothing, "ttft": after.ttft, "feedback": after.bad}
+    columns |= {"longAnswers": nothing + TOKENS, "shortAnswers": nothing + 1 / TOKENS}
     first = math.inf
     for one in watch.watched:
         for at, value in zip(after.at.tolist(), columns[one.metric].tolist(), strict=True):

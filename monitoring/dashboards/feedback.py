@@ -12,6 +12,7 @@ from monitoring.panels import (
     Variable,
     evidence,
     graph,
+    mean,
     number,
     rate,
     share,
@@ -48,6 +49,10 @@ DRIFT = Row("Drift of stable", (
           Query(f"{t.DRIFT_E_VALUE}{{{SERVICE}}} / {t.DRIFT_THRESHOLD}{{{SERVICE}}}", "{{service}} {{metric}}"), width=12, top=1.0),
     graph("Drifted", "1 where stable has drifted: `understudy drift` says how much and since when.",
           Query(f"{t.DRIFT_E_VALUE}{{{SERVICE}}} >= bool {t.DRIFT_THRESHOLD}{{{SERVICE}}}", "{{service}} {{metric}}"), width=12, top=1.0),
+    graph("Samples", "Answers of stable that are looked at (`spec.drift.sample`): kept for the judge, or why not.",
+          Query(rate(t.SAMPLES, SERVICE, "service, result"), "{{service}} {{result}}"), width=12),
+    graph("Judged quality of stable", "Mean score of what was judged of stable's own answers.",
+          Query(mean(t.JUDGE_SCORE, f'{SERVICE},arm="stable"', "service"), "{{service}}"), unit="percentunit", width=12, top=1.0),
 ))  # fmt: skip
 
 DASHBOARD = Dashboard(

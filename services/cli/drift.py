@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 def drift(where: Where, service: ServiceOption = None, output: Output = "table") -> None:
     """Whether stable has become worse since its history was frozen: which metric, by how much, since when.
 
-    Between rollouts every guarded metric has a detector against a day to a week of the service's own. All of a service together
-    alarm without cause once in a year at most, on average.
+    Between rollouts every guarded metric, for all users and for each declared segment, has a detector against a day to a week of the
+    service's own; so have the judge's scores, where answers are sampled (spec.drift), and the length of answers. All of a service
+    together alarm without cause once in a year at most, on average.
 
     Examples: understudy drift; understudy drift assistant -o json
     """
@@ -51,6 +52,7 @@ def _told(store: Store, service: str, stable: str) -> dict[str, Any]:
         **document,
         "until": state.done,
         "alarmed_at": state.alarmed_at,
+        "evaluated": state.evaluated,
         "weeks_to_false_alarm": state.watch.arl,
         "metrics": [_metric(one) for one in state.watch.watched],
     }
@@ -78,6 +80,7 @@ def _show(document: dict[str, Any]) -> None:
 
     from services.cli.narrative import metric_of
     from services.cli.tables import console, moment, plain_table
+    from services.rollout.watch_fold import beyond
 
     screen = console()
     if not document["services"]:
@@ -90,7 +93,7 @@ def _show(document: dict[str, Any]) -> None:
             table.add_row(one["service"], one["revision"], why, *[""] * 6)
         for metric in one.get("metrics", ()):
             run, size = metric["run"], _size(metric)
-            late = "" if metric["late"] is None else f" (users later than {metric['late']:.3g} s)"
+            late = "" if metric["late"] is None else f" (users {beyond(metric['metric'], metric['late'])})"
             newest = "–" if run is None else f"{size(run['mean'])} of {run['users']}"
             since = "" if run is None or run["since"] is None else f" since {moment(run['since'])}"
             table.add_row(
@@ -99,8 +102,11 @@ def _show(document: dict[str, Any]) -> None:
                 Text("drifted", style="red") if metric["alarmed"] else "",
             )  # fmt: skip
     screen.print(table)
+    for one in document["services"]:
+        if one.get("evaluated"):
+            screen.print(f"{one['service']}: {one['evaluated']}")
 
 
 def _size(metric: dict[str, Any]) -> Any:
-    points = metric["metric"] == "rating"
+    points = metric["metric"].partition("[")[0] in ("rating", "judge")
     return lambda value: f"{value:.2f}" if points else f"{value:.1%}"

@@ -34,6 +34,8 @@ METRICS: Final[Mapping[str, Metric]] = {
     "rating": Metric("mean rating", "score"),
     "interTokenGap": Metric("gap between tokens", "milliseconds"),
     "duration": Metric("time to the end of an answer", "seconds"),
+    "longAnswers": Metric("users with a long answer", "share"),
+    "shortAnswers": Metric("users with a short answer", "share"),
 }
 
 MINUS: Final = "−"

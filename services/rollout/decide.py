@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 from services.rollout import commands, reasons
 from services.rollout.actions import Action, ClearChallenger, SetChampion, TagVersion
 from services.rollout.deliberation import Deliberation
+from services.rollout.drift_answer import answer_drift
 from services.rollout.experiment import experiment
 from services.rollout.observed import EvidenceView, Observed, VersionInfo
 from services.rollout.pinning import pin
@@ -53,8 +54,7 @@ def decide(service: LLMService, observed: Observed, evidence: EvidenceView, now:
     _judge_engine(d)
     if observed.caution is not None:
         d.condition("Plan", False, observed.caution.reason, observed.caution.message)
-    if observed.drift is not None:
-        d.condition("Drift", False, reasons.STABLE_DRIFTED, observed.drift.message)
+    answer_drift(d)
     pin(d)
     experiment(d)
     commands.obey(d)

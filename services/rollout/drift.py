@@ -1,8 +1,8 @@
 """Whether a service's stable does as it did: e-detectors against a week of its own, between rollouts. Called by `reconcile` with each look,
-asks the store once an hour; only tells, as the condition `Drift`.
+asks the store once an hour; `decide` tells it as the condition `Drift` and does what the resource says.
 
 The history is frozen once stable has served for a day, and anew when another revision serves, or a week after an alarm: by then it is how
-things are.
+things are. After an alarm the judge may be asked what present answers are worth: `evaluation`.
 """
 
 from __future__ import annotations
@@ -10,34 +10,42 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, Final
 
 from services.common.clock import DAY, HOUR, turn
 from services.evidence import EvidenceError
+from services.rollout.evaluation import evaluate
 from services.rollout.observe import HISTORY_SECONDS, Sight
+from services.rollout.plans import segments_by_tenant
 from services.rollout.resources import LLMService
 from services.rollout.watch_fold import Watch, Watched, begin_drift
-from services.store import Store
+from services.store import MATERIAL_SECONDS, Store
 from services.store.visits import LONGEST
 
 log = logging.getLogger(__name__)
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 LEAST_SECONDS: Final = DAY
 """Nights differ from days."""
+EVALUATION_SECONDS: Final = 60.0
+"""Between two counts of what an evaluation has."""
 _SALT: Final = b"drift"
 
 
 @dataclass(slots=True)
 class DriftState:
-    """Detectors of one revision; `done`: up to where visits were folded; `alarmed_at`: when the first detector alarmed."""
+    """Detectors of one revision. `done`: up to where visits were folded; `scored`: the judge's scores; `alarmed_at`: when the first
+    detector alarmed; `evaluated`: what the judge said of answers since, in words."""
 
     revision: str
     watch: Watch
     done: float
+    scored: float
     alarmed_at: float | None = None
+    evaluated: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -45,17 +53,23 @@ class DriftState:
             "revision": self.revision,
             "watch": self.watch.to_json(),
             "done": self.done,
+            "scored": self.scored,
             "alarmedAt": self.alarmed_at,
+            "evaluated": self.evaluated,
         }
 
 
-def kept(store: Store, service: str) -> DriftState | None:
-    """The service's detectors as the store has them; None: there are none yet, or another program's, which begin anew."""
+def kept(store: Store, service: str, segments: Mapping[str, Sequence[str]] = MappingProxyType({})) -> DriftState | None:
+    """The service's detectors as the store has them; None: there are none yet, or another program's, which begin anew. `segments`: as for
+    `Watch`, for who goes on folding."""
     saved = store.evidence(_key(service))
     try:
         if saved is None or saved["schema"] != SCHEMA:
             return None
-        return DriftState(saved["revision"], Watch.from_json(saved["watch"]), saved["done"], saved["alarmedAt"])
+        watch = Watch.from_json(saved["watch"], segments)
+        return DriftState(
+            saved["revision"], watch, saved["done"], saved["scored"], saved["alarmedAt"], saved["evaluated"]
+        )
     except (EvidenceError, KeyError) as fault:
         log.warning("%s: the detectors of its drift begin anew: %s", service, fault)
         return None
@@ -68,6 +82,7 @@ class DriftKeeper:
         self._store = store
         self._state: DriftState | None = None
         self._due: float | None = None
+        self._evaluation_due = 0.0
         self.watched: Sequence[Watched] = ()
         """Where each detector of the last look's stable stands."""
 
@@ -75,7 +90,7 @@ class DriftKeeper:
         """The look with what has drifted. Raises StoreError."""
         observed = sight.observed
         if self._due is None:
-            self._state = await asyncio.to_thread(kept, self._store, service.name)
+            self._state = await asyncio.to_thread(kept, self._store, service.name, segments_by_tenant(service))
             self._due = sight.now + turn(service.name, HOUR)
         stable = observed.route.stable.revision if observed.route is not None else None
         compared = observed.rollout is not None and observed.rollout.active  # then stable is its own measure
@@ -85,13 +100,19 @@ class DriftKeeper:
         state = self._state if self._state is not None and self._state.revision == stable else None
         self.watched = () if state is None else state.watch.watched
         alarm = None if state is None or compared else state.watch.alarm(state.done)
-        return sight if alarm is None else replace(sight, observed=replace(observed, drift=alarm))
+        if state is None or alarm is None:
+            return sight
+        if service.spec.drift.on_alarm == "evaluate" and state.evaluated is None and sight.now >= self._evaluation_due:
+            self._evaluation_due = sight.now + EVALUATION_SECONDS
+            await asyncio.to_thread(self._evaluate, service, state, sight.now)
+        return replace(sight, observed=replace(observed, drift=alarm, evaluated=state.evaluated))
 
     def _run(self, service: LLMService, revision: str, sight: Sight) -> None:
         state = self._state
         rules = service.spec.rollout
-        # Whole hours, whose visits have all closed.
+        # Whole hours, whose visits have all closed, and of which the judge has nothing more to say.
         until = (sight.watermark - rules.horizon - rules.settle) // HOUR * HOUR
+        scored = (sight.watermark - MATERIAL_SECONDS) // HOUR * HOUR
         if state is not None and state.revision == revision and not _outdated(state, sight.now):
             if until <= state.done:
                 return
@@ -105,16 +126,19 @@ class DriftKeeper:
             )
             state.watch.fold_prompt(visits, _SALT)
             state.watch.fold_said(visits, _SALT)
-            state.done = until
+            state.watch.fold_scores(self._store.samples(service.name, state.scored, scored, revision))
+            state.done, state.scored = until, max(state.scored, scored)
             if state.alarmed_at is None and state.watch.alarm(until) is not None:
                 state.alarmed_at = sight.now
         else:
-            state = self._frozen(service, revision, sight, until)
+            state = self._frozen(service, revision, sight, until, scored)
         self._state = state
         if state is not None:
-            self._store.keep_state(_key(service.name), sight.now, state.to_json())
+            self._keep(service, state, sight.now)
 
-    def _frozen(self, service: LLMService, revision: str, sight: Sight, until: float) -> DriftState | None:
+    def _frozen(
+        self, service: LLMService, revision: str, sight: Sight, until: float, scored: float
+    ) -> DriftState | None:
         rules = service.spec.rollout
         since = max(self._served_since(service.name, revision), until - HISTORY_SECONDS)
         if until - since < LEAST_SECONDS:
@@ -124,7 +148,17 @@ class DriftKeeper:
         first = min((visit.exposure.first_at for visit in history), default=until)
         if until - first < LEAST_SECONDS / 2:  # hardly anybody came
             return None
-        return DriftState(revision, begin_drift(service, history, _SALT, until - first), until)
+        samples = self._store.samples(service.name, since, scored, revision)
+        return DriftState(revision, begin_drift(service, history, samples, _SALT, until - first), until, scored)
+
+    def _evaluate(self, service: LLMService, state: DriftState, now: float) -> None:
+        assert state.alarmed_at is not None  # noqa: S101  there is an alarm
+        state.evaluated = evaluate(self._store, service, state.revision, state.alarmed_at, now)
+        if state.evaluated is not None:
+            self._keep(service, state, now)
+
+    def _keep(self, service: LLMService, state: DriftState, now: float) -> None:
+        self._store.keep_state(_key(service.name), now, state.to_json())
 
     def _served_since(self, service: str, revision: str) -> float:
         """Since when routes have had the revision as stable; infinite where none has."""

@@ -179,7 +179,7 @@ class Evidence:
         evidence.judged = data["judged"]
         evidence.counts, evidence.by_step = dict(data["counts"]), dict(data["byStep"])
         evidence.fault, evidence.misassigned = data["fault"], data["misassigned"]
-        evidence.watch = Watch.from_json(data["watch"]) if data["watch"] else None
+        evidence.watch = Watch.from_json(data["watch"], segments) if data["watch"] else None
         evidence.watched_until = data["watchedUntil"]
         return evidence
 

@@ -31,6 +31,14 @@ class Judge(Protocol):
         ...
 
 
+class Grader(Judge, Protocol):
+    """One that also scores an answer by itself."""
+
+    async def grade(self, prompt: str, answer: str) -> float | None:
+        """Its score; None and errors as for `score`."""
+        ...
+
+
 class ExactMatchJudge:
     """1 where the reference occurs in the answer as a whole word, whatever its case, else 0."""
 
@@ -54,10 +62,12 @@ class ExactMatchJudge:
         return cls(references)
 
     async def score(self, prompt: str, candidate: str, stable: str) -> Scores | None:
+        ours, theirs = await self.grade(prompt, candidate), await self.grade(prompt, stable)
+        return None if ours is None or theirs is None else (ours, theirs)
+
+    async def grade(self, prompt: str, answer: str) -> float | None:
         pattern = self._patterns.get(_plain(prompt))
-        if pattern is None:
-            return None
-        return float(bool(pattern.search(candidate))), float(bool(pattern.search(stable)))
+        return None if pattern is None else float(bool(pattern.search(answer)))
 
 
 class ChatEndpoint:
@@ -115,9 +125,9 @@ class RubricJudge:
         self._endpoint = endpoint
 
     async def score(self, prompt: str, candidate: str, stable: str) -> Scores | None:
-        return await self._grade(prompt, candidate), await self._grade(prompt, stable)
+        return await self.grade(prompt, candidate), await self.grade(prompt, stable)
 
-    async def _grade(self, prompt: str, answer: str) -> float:
+    async def grade(self, prompt: str, answer: str) -> float:
         text = await self._endpoint.ask(_RUBRIC, _block("PROMPT", prompt) + _block("ANSWER", answer))
         grades = [int(grade) for grade in _ending(text, _CRITERIA, "[1-5]")]
         return (sum(grades) / len(grades) - 1) / 4

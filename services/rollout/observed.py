@@ -121,6 +121,8 @@ class Observed:
     """Why, with this traffic, the resource asks for too much."""
     drift: Alarm | None = None
     """What of stable is no longer as it was."""
+    evaluated: str | None = None
+    """What the judge said of answers since `drift`, in words; None: nothing yet."""
     pinned: Mapping[str, VersionInfo | None] = field(default_factory=dict)
     """The versions of `spec.model.pinned` as the registry has them; None: it has no such version. Missing: it could not be asked."""
     tried: tuple[str, ...] = ()

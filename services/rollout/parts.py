@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, cast
 
 import aiohttp
 
@@ -16,7 +16,7 @@ from services.rollout.cost_telling import CostTeller
 from services.rollout.errors import InvalidResource
 from services.rollout.execute import Executor
 from services.rollout.health import Health
-from services.rollout.judge import ChatEndpoint, ExactMatchJudge, Judge, PairwiseJudge, RubricJudge
+from services.rollout.judge import ChatEndpoint, ExactMatchJudge, Grader, Judge, PairwiseJudge, RubricJudge
 from services.rollout.judging import Judging
 from services.rollout.lock import Lock, holding
 from services.rollout.loop import RETRY_SECONDS, ServiceLoop
@@ -34,6 +34,7 @@ from services.rollout.reconcile import Reconciler
 from services.rollout.registry import MlflowRegistry
 from services.rollout.resources import LLMService
 from services.rollout.retention import sweep
+from services.rollout.sampling import SampleReader
 from services.rollout.settings import ControllerSettings
 from services.rollout.together import Together
 from services.serving.rayservice import PodSettings
@@ -41,6 +42,8 @@ from services.store import Store
 
 log = logging.getLogger(__name__)
 
+SAMPLES_SECONDS: Final = 5.0
+"""Between two searches for samples: nothing waits for them."""
 Owner = Mapping[str, Any]
 
 
@@ -122,29 +125,39 @@ class Parts:
         if service.spec.rollout.notifications:
             notifier = Notifier(service, self._store, self._session, self._environ)
             tasks.append(asyncio.create_task(notifier.run(), name=f"notifications {service.name}"))
-        if service.judged and self._settings.content_key is None:
+        if (service.judged or service.sampled) and self._settings.content_key is None:
             log.warning(
-                "%s names a judge, but UNDERSTUDY_CONTROLLER_CONTENT_KEY is not set: nothing is judged", service.name
+                "%s names a judge or samples, but UNDERSTUDY_CONTROLLER_CONTENT_KEY is not set: nothing is judged",
+                service.name,
             )
-        elif service.judged and self._settings.content_key is not None:
+        elif self._settings.content_key is not None:
             key = self._settings.content_key.get_secret_value().encode()
-            tasks.append(asyncio.create_task(self._judge(service, key, metrics), name=f"judge {service.name}"))
+            if service.judged:
+                tasks.append(asyncio.create_task(self._judge(service, key, metrics), name=f"judge {service.name}"))
+            if service.sampled:
+                tasks.append(asyncio.create_task(self._sample(service, key, metrics), name=f"samples {service.name}"))
         return tasks
 
     async def _judge(self, service: LLMService, key: bytes, metrics: Metrics) -> None:
+        judge = await self._await_judge(service)
+        pause = min(1.0, service.spec.rollout.look)
+        await Judging(service.name, self._store, judge, key, pause, metrics.judged).run()
+
+    async def _sample(self, service: LLMService, key: bytes, metrics: Metrics) -> None:
+        grader = cast(Grader, await self._await_judge(service)) if service.graded else None
+        await SampleReader(service.name, self._store, grader, key, SAMPLES_SECONDS, metrics.judged).run()
+
+    async def _await_judge(self, service: LLMService) -> Judge:
         while True:
             try:
-                judge = self._make_judge(service)
+                return self._make_judge(service)
             except InvalidResource as error:
                 log.warning("judge of %s: %s; trying again", service.name, error)
                 await asyncio.sleep(RETRY_SECONDS)
-            else:
-                pause = min(1.0, service.spec.rollout.look)
-                await Judging(service.name, self._store, judge, key, pause, metrics.judged).run()
 
     def _make_judge(self, service: LLMService) -> Judge:
         spec = service.spec.rollout.judge
-        assert spec is not None  # noqa: S101  service.judged
+        assert spec is not None  # noqa: S101  service.judged, or graded
         if spec.kind == "exactMatch":
             return ExactMatchJudge.from_file(self._folder / str(spec.references))
         key = self._environ.get(spec.api_key_env) if spec.api_key_env else None

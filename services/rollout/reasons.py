@@ -94,6 +94,8 @@ MARGIN_OUT_OF_REACH: Final = "MarginOutOfReach"
 TRAFFIC_TOO_LOW: Final = "TrafficTooLow"
 USERS_UNNAMED: Final = "UsersUnnamed"
 STABLE_DRIFTED: Final = "StableDrifted"
+DRIFT_EVALUATED: Final = "DriftEvaluated"
+DRIFT_ROLLED_BACK: Final = "DriftRolledBack"
 # Experiments
 EXPERIMENT_STARTED: Final = "ExperimentStarted"
 EXPERIMENT_RUNNING: Final = "ExperimentRunning"

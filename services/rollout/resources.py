@@ -228,6 +228,11 @@ class LLMService(Resource):
         return self.spec.rollout.judge is not None and self.spec.privacy.content != "never"
 
     @property
+    def sampled(self) -> bool:
+        """Whether answers of stable are looked at, now or after an alarm."""
+        return self.spec.drift.sample > 0 or self.spec.drift.on_alarm == "evaluate"
+
+    @property
     def graded(self) -> bool:
         """Whether the judge can grade stable's own answers, with nothing beside them."""
         return self.judged and self.spec.rollout.judge is not None and self.spec.rollout.judge.grades

@@ -48,6 +48,8 @@ METRICS: Final[dict[str, Measured]] = {
     "interTokenGap": Measured("quantile", widest=100.0),
     "duration": Measured("quantile", widest=100.0),
 }
+LENGTHS: Final[dict[str, Measured]] = {"longAnswers": Measured("quantile"), "shortAnswers": Measured("quantile")}
+"""Drift alone looks at these, which are neither better nor worse: an answer's tokens, and one over them."""
 RELATIVE: Final = frozenset(name for name, metric in METRICS.items() if metric.relative)
 """Metrics whose margin is a share of stable's value; the others' margins are absolute."""
 QUANTILES: Final = frozenset(name for name, metric in METRICS.items() if metric.kind == "quantile")

@@ -165,7 +165,7 @@ class FreezeWindow(Resource):
 
 Event = Literal[
     "start", "gate", "engine", "rehearsal", "stage", "step", "approval", "hold", "advance", "abort", "error", "watch",
-    "pause", "resume", "approve", "serve", "condition",
+    "pause", "resume", "approve", "serve", "condition", "drift",
 ]  # fmt: skip
 """Actions of the audit trail that people may want to be told of."""
 
@@ -190,9 +190,9 @@ class Notification(Resource):
         description="Environment variable of the controller that holds a key; the body's HMAC-SHA256 goes along in X-Understudy-Signature.",
     )
     events: tuple[Event, ...] = Field(
-        default=("start", "approval", "hold", "advance", "abort", "error"),
+        default=("start", "approval", "hold", "advance", "abort", "error", "drift"),
         min_length=1,
-        max_length=17,
+        max_length=18,
         description="Of which events; `approval`: a step waits for one.",
     )
 

@@ -9,7 +9,7 @@ import hashlib
 import msgspec
 
 from services.common.assignment import BUCKETS
-from services.common.routing import Mirror, Route, Target
+from services.common.routing import Mirror, Route, Sample, Target
 from services.rollout import reasons
 from services.rollout.actions import ApplyRevision, PublishRoute, RemoveRevision
 from services.rollout.deliberation import Deliberation
@@ -59,6 +59,7 @@ def wanted_route(d: Deliberation) -> Route | None:
         pinned=pinned_targets(d),
         experiments=d.experiments,
         hold=hold_of(d.service),
+        sample=_sample(d),
         trace_content=d.service.spec.privacy.trace_content,
     )
     if not d.active or not d.rollout.undecided or not d.rollout.admitted or d.candidate is None:
@@ -92,6 +93,15 @@ def _mirror(d: Deliberation) -> Mirror:
     return Mirror(
         salt=salt, share=round(rehearsal.share * BUCKETS), in_flight=rehearsal.in_flight, content=d.rules.judged
     )
+
+
+def _sample(d: Deliberation) -> Sample | None:
+    """Whose answers are looked at: more of them while the judge is asked what a drift is worth."""
+    drift = d.service.spec.drift
+    asked = drift.on_alarm == "evaluate" and d.observed.drift is not None and d.observed.evaluated is None
+    share = max(drift.sample, drift.evaluation.share if asked else 0.0)
+    salt = hashlib.sha256(f"{d.service.name}:sample".encode()).hexdigest()[:32]
+    return Sample(salt=salt, share=max(1, round(share * BUCKETS))) if share > 0 else None
 
 
 def _same(wanted: Route, present: Route | None) -> bool:

@@ -10,6 +10,7 @@ import msgspec
 from services.common.routing import Target
 from services.rollout import reasons
 from services.rollout.deliberation import Deliberation
+from services.rollout.resources import split_key
 from services.rollout.status import Debt, RolloutStatus
 
 
@@ -18,7 +19,9 @@ def watch(d: Deliberation) -> None:
     rollout = d.rollout
     if d.evidence.alarm is not None:
         alarm = d.evidence.alarm
-        roll_back(d, reasons.WATCH[alarm.metric], alarm.message, metric=alarm.metric, evidence=alarm.evidence)
+        roll_back(
+            d, reasons.WATCH[split_key(alarm.metric)[0]], alarm.message, metric=alarm.metric, evidence=alarm.evidence
+        )
         return
     if rollout.stage_started_at is None:
         if not d.observed.acknowledged and d.observed.gateways > 0:

@@ -10,19 +10,22 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from statistics import fmean
-from typing import Any, Final
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
 
 from services.common.clock import HOUR
 from services.evidence import Hour, ShiftDetector, fleet_arl, history_bounds, is_late, quantile_ranks
 from services.evidence.detectors import HOURS, Shift
 from services.rollout.observed import Alarm
-from services.rollout.resources import METRICS, Guardrail, LLMService
-from services.rollout.unit_values import plain_values
-from services.store import ClosedUnit, Cursor, History
+from services.rollout.plans import segments_by_tenant
+from services.rollout.resources import METRICS, LLMService, key_of, split_key
+from services.rollout.resources_metrics import LENGTHS, Measured
+from services.rollout.unit_values import plain_values, tenant_of
+from services.store import ClosedUnit, Cursor, History, Sample
 
 PROMPT: Final = ("errors", "refusals", "ttft", "interTokenGap", "duration")
 """Metrics of the first request that ended, known at once."""
@@ -30,16 +33,37 @@ SAID: Final = ("feedback", "escalations", "retries", "rating")
 """Metrics that users need the horizon for."""
 ERRORS_MARGIN: Final = 0.01
 """Failures are watched whether or not the resource guards them."""
+JUDGE_MARGIN: Final = 0.05
+"""So are the judge's scores of what serves, where there are any."""
+LENGTH_MARGIN: Final = 0.2
+LENGTH_QUANTILE: Final = 0.95
+"""And lengths: answers that are longer, or shorter, than all but 5 % were, and a fifth beyond that."""
 DRIFT_WEEKS: Final = 52.0
 """A service's stable alarms for nothing once in so many weeks at most, on average; a fleet of s services s times as often."""
 _MONDAY: Final = 4 * 24  # hours from the epoch, a Thursday, to the first Monday
 _START: Final[Cursor] = (0.0, "")
 
 
+class Asked(NamedTuple):
+    """What of a metric counts as no change. `quantile`: of one that is a quantile."""
+
+    margin: float
+    quantile: float | None = None
+
+
+class Values(NamedTuple):
+    """One user's values of metrics, of a visit that began at `at`."""
+
+    at: float
+    tenant: str | None
+    values: Mapping[str, float]
+
+
 @dataclass(slots=True)
 class Watched:
-    """One metric. `bounds`: m₀ by hour of the week, where the window has it; `late`: the value beyond which a user counts as late;
-    `before`: the mean in the history; `since`: when the newest run of bad values began."""
+    """One metric, or one of a segment's users (`resources_metrics.key_of`). `bounds`: m₀ by hour of the week, where the window has it;
+    `late`: the value beyond which a user counts as late; `before`: the mean in the history; `since`: when the newest run of bad values
+    began."""
 
     metric: str
     detector: ShiftDetector
@@ -52,7 +76,7 @@ class Watched:
 
     def measured(self, share: float) -> float:
         """A mean on the detector's scale, 0 to 1, in the metric's own: shares of users (of late ones for a quantile), ratings 1 to 5."""
-        low, high = METRICS[self.metric].bounds
+        low, high = measured_of(self.metric).bounds
         return low + share * (high - low)
 
     def add(self, measured: float, at: float) -> None:
@@ -69,8 +93,16 @@ class Watched:
 class Watch:
     """All metrics of one watch. The alarm depends on the users and their order alone, not on how looks or restarts cut them."""
 
-    def __init__(self, watched: Sequence[Watched], arl: float | None) -> None:
+    def __init__(
+        self,
+        watched: Sequence[Watched],
+        arl: float | None,
+        segments: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    ) -> None:
+        """`segments`: tenant -> names of the segments that it belongs to."""
         self.watched = list(watched)
+        self._segments = segments
+        self._by_key = {one.metric: one for one in watched}
         self.arl = arl
         """Watches until the first false alarm of any metric, on average, or more; None: nothing is watched."""
         self.prompt: Cursor = _START
@@ -83,20 +115,26 @@ class Watch:
 
     def fold_prompt(self, visits: Sequence[ClosedUnit], salt: bytes) -> None:
         """Adds first requests that ended since the last look; of longer visits the first request alone."""
-        self.prompt = self._fold(PROMPT, visits, salt, self.prompt)
+        self.prompt = self._fold(visits, _first_values(visits, salt), self.prompt)
 
     def fold_said(self, visits: Sequence[ClosedUnit], salt: bytes) -> None:
         """Adds visits whose horizon ended since the last look."""
-        self.said = self._fold(SAID, visits, salt, self.said)
+        self.said = self._fold(visits, _said_values(visits, salt), self.said)
 
-    def _fold(self, metrics: Sequence[str], visits: Sequence[ClosedUnit], salt: bytes, cursor: Cursor) -> Cursor:
-        mine = [one for one in self.watched if one.metric in metrics]
-        for visit in visits:
-            at, values = visit.exposure.first_at, plain_values(visit if metrics is SAID else _first(visit), salt)
-            for one in mine:
-                if one.metric in values:
-                    one.add(values[one.metric], at)
+    def fold_scores(self, samples: Iterable[Sample]) -> None:
+        """Adds the judge's scores of what serves."""
+        self._add(_scores(samples))
+
+    def _fold(self, visits: Sequence[ClosedUnit], found: Iterable[Values], cursor: Cursor) -> Cursor:
+        self._add(found)
         return (visits[-1].exposure.closes_at, visits[-1].exposure.unit) if visits else cursor
+
+    def _add(self, found: Iterable[Values]) -> None:
+        for user in found:
+            for metric, value in user.values.items():
+                for key in _keys(metric, user.tenant, self._segments):
+                    if key in self._by_key:
+                        self._by_key[key].add(value, user.at)
 
     def alarm(self, until: float) -> Alarm | None:
         """What has risen, by how much and since when; `until`: the watermark that was folded up to."""
@@ -125,7 +163,7 @@ class Watch:
         return {"watched": watched, "arl": self.arl, "prompt": list(self.prompt), "said": list(self.said)}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Watch:
+    def from_json(cls, data: Mapping[str, Any], segments: Mapping[str, Sequence[str]]) -> Watch:
         """Raises StateFault for state that this version cannot continue."""
         watched = [
             Watched(
@@ -139,7 +177,7 @@ class Watch:
             )
             for saved in data["watched"]
         ]
-        watch = cls(watched, data["arl"])
+        watch = cls(watched, data["arl"], segments)
         watch.prompt, watch.said = (data["prompt"][0], data["prompt"][1]), (data["said"][0], data["said"][1])
         return watch
 
@@ -157,27 +195,40 @@ def begin_watch(rules: LLMService, history: History, salt: bytes, promoted: floa
     ahead = {hour_of_week(promoted + HOUR * i) for i in range(math.ceil(hours) + 1)}
     read = {hour_of_week(hour * HOUR): share for hour, share in history.share.items()}
     # History is a week at most, so an hour of the week is one hour of it; the busiest one bounds what a watch will see.
+    asked = _guarded(rules, (*PROMPT, *(SAID if in_time else ())))
+    # History is a week at most, so an hour of the week is one hour of it; the busiest one bounds what a watch will see.
     return _frozen(
-        (*PROMPT, *(SAID if in_time else ())), rules, history.visits, salt, ahead, level, 1 / level,
+        asked, rules, _of_visits(history.visits, salt), ahead, level, 1 / level,
         lambda by_hour: hours * max(len(values) / (read.get(hour) or 1.0) for hour, values in by_hour.items()),
     )  # fmt: skip
 
 
-def begin_drift(rules: LLMService, history: Sequence[ClosedUnit], salt: bytes, seconds: float) -> Watch:
+def begin_drift(
+    rules: LLMService, history: Sequence[ClosedUnit], samples: Sequence[Sample], salt: bytes, seconds: float
+) -> Watch:
     """The detectors of a stable that serves on, frozen with a history that took so many seconds. Run lengths are counted in weeks: the
     first false alarm of any detector comes no sooner than after `DRIFT_WEEKS` on average.
     """
+    asked = _guarded(rules, (*PROMPT, *SAID, "judge"))
+    asked |= dict.fromkeys(LENGTHS, Asked(LENGTH_MARGIN, LENGTH_QUANTILE))
+    asked.setdefault("judge", Asked(JUDGE_MARGIN))
+    found = itertools.chain(_of_visits(history, salt), _scores(samples))
     return _frozen(
-        (*PROMPT, *SAID), rules, history, salt, set(range(HOURS)), rules.spec.rollout.alpha / 2, DRIFT_WEEKS,
+        asked, rules, found, set(range(HOURS)), rules.spec.rollout.alpha / 2, DRIFT_WEEKS,
         lambda by_hour: sum(len(values) for values in by_hour.values()) * HOURS * HOUR / seconds,
     )  # fmt: skip
 
 
+def _guarded(rules: LLMService, metrics: Sequence[str]) -> dict[str, Asked]:
+    asked = {g.metric: Asked(g.margin, g.quantile) for g in rules.spec.rollout.guardrails}
+    asked.setdefault("errors", Asked(ERRORS_MARGIN))
+    return {metric: asked[metric] for metric in metrics if metric in asked}
+
+
 def _frozen(
-    metrics: Sequence[str],
+    asked: Mapping[str, Asked],
     rules: LLMService,
-    history: Sequence[ClosedUnit],
-    salt: bytes,
+    history: Iterable[Values],
     ahead: set[int],
     level: float,
     periods: float,
@@ -185,18 +236,18 @@ def _frozen(
 ) -> Watch:
     """`level`: of all bounds together. `periods`: the run length of all detectors together, in periods of which one brings `values_in_one`
     of a metric's values."""
-    asked: dict[str, Guardrail] = {guardrail.metric: guardrail for guardrail in rules.spec.rollout.guardrails}
-    asked.setdefault("errors", Guardrail(metric="errors", margin=ERRORS_MARGIN))
-    measured = _measured(history, [metric for metric in metrics if metric in asked], salt)
-    known = {metric: by_hour for metric, by_hour in measured.items() if by_hour}
+    segments = segments_by_tenant(rules)
+    known = _by_hour(history, asked, segments)
     if not known:
         return Watch([], None)
     each = len(known) * periods
     made = [
-        _watched(asked[metric], by_hour, ahead, level / len(known), each * max(1.0, values_in_one(by_hour)))
-        for metric, by_hour in known.items()
+        _watched(
+            key, asked[split_key(key)[0]], by_hour, ahead, level / len(known), each * max(1.0, values_in_one(by_hour))
+        )
+        for key, by_hour in known.items()
     ]
-    return Watch([one for one in made if one is not None], fleet_arl(each, len(known)))
+    return Watch([one for one in made if one is not None], fleet_arl(each, len(known)), segments)
 
 
 def hour_of_week(at: float) -> int:
@@ -204,18 +255,54 @@ def hour_of_week(at: float) -> int:
     return int(at // HOUR - _MONDAY) % HOURS
 
 
-def _measured(history: Sequence[ClosedUnit], names: Sequence[str], salt: bytes) -> dict[str, dict[int, list[float]]]:
-    """Metric -> hour of the week -> values."""
-    found: dict[str, dict[int, list[float]]] = {metric: defaultdict(list) for metric in names}
-    for visit in history:
-        hour = hour_of_week(visit.exposure.first_at)
-        whole = plain_values(visit, salt)
-        first = whole if len(visit.observations) == 1 else plain_values(_first(visit), salt)
-        for metric in names:
-            values = first if metric in PROMPT else whole
-            if metric in values and _coin(metric, values[metric], None) is not None:
-                found[metric][hour].append(values[metric])
-    return found
+def measured_of(key: str) -> Measured:
+    """What the metric of a key is."""
+    metric, _ = split_key(key)
+    return LENGTHS[metric] if metric in LENGTHS else METRICS[metric]
+
+
+def _by_hour(
+    history: Iterable[Values], metrics: Iterable[str], segments: Mapping[str, Sequence[str]]
+) -> dict[str, dict[int, list[float]]]:
+    """Key -> hour of the week -> values; in the order of `metrics`, all users before segments."""
+    found: dict[str, dict[int, list[float]]] = {metric: defaultdict(list) for metric in metrics}
+    for user in history:
+        hour = hour_of_week(user.at)
+        for metric, value in user.values.items():
+            if metric in metrics and _coin(metric, value, None) is not None:
+                for key in _keys(metric, user.tenant, segments):
+                    found.setdefault(key, defaultdict(list))[hour].append(value)
+    return {key: by_hour for key, by_hour in found.items() if by_hour}
+
+
+def _keys(metric: str, tenant: str | None, segments: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    yield metric
+    for segment in segments.get(tenant, ()) if tenant is not None else ():
+        yield key_of(metric, segment)
+
+
+def _of_visits(visits: Sequence[ClosedUnit], salt: bytes) -> Iterator[Values]:
+    return itertools.chain(_first_values(visits, salt), _said_values(visits, salt))
+
+
+def _first_values(visits: Iterable[ClosedUnit], salt: bytes) -> Iterator[Values]:
+    for visit in visits:
+        tokens = next((row.tokens_out for row in visit.observations[:1] if row.outcome == "ok"), None)
+        lengths = {"longAnswers": float(tokens), "shortAnswers": 1 / tokens} if tokens else {}
+        told = {metric: value for metric, value in plain_values(_first(visit), salt).items() if metric in PROMPT}
+        yield Values(visit.exposure.first_at, tenant_of(visit.observations), told | lengths)
+
+
+def _said_values(visits: Iterable[ClosedUnit], salt: bytes) -> Iterator[Values]:
+    for visit in visits:
+        told = {metric: value for metric, value in plain_values(visit, salt).items() if metric in SAID}
+        yield Values(visit.exposure.first_at, tenant_of(visit.observations), told)
+
+
+def _scores(samples: Iterable[Sample]) -> Iterator[Values]:
+    for one in samples:
+        if one.score is not None:
+            yield Values(one.at, one.tenant, {"judge": one.score})
 
 
 def _first(visit: ClosedUnit) -> ClosedUnit:
@@ -223,9 +310,9 @@ def _first(visit: ClosedUnit) -> ClosedUnit:
 
 
 def _watched(
-    asked: Guardrail, by_hour: Mapping[int, Sequence[float]], ahead: set[int], level: float, arl: float
+    key: str, asked: Asked, by_hour: Mapping[int, Sequence[float]], ahead: set[int], level: float, arl: float
 ) -> Watched | None:
-    measured, late, slack = METRICS[asked.metric], None, 0.0
+    measured, late, slack = measured_of(key), None, 0.0
     shift: Shift = "downward" if measured.higher else "upward"
     if measured.kind == "quantile":
         quantile = asked.quantile or 0.5
@@ -235,7 +322,7 @@ def _watched(
         late *= 1 + asked.margin
         bounds = dict.fromkeys(ahead, 1 - quantile)
     else:
-        coins = {hour: _coins(asked.metric, values, None) for hour, values in by_hour.items()}
+        coins = {hour: _coins(key, values, None) for hour, values in by_hour.items()}
         # Fewer bounds at once are closer ones: those of the window's own hours suffice where all of them are known.
         hours = ahead if ahead <= coins.keys() else coins.keys()
         past = {hour: Hour(math.fsum(coins[hour]), len(coins[hour])) for hour in hours}
@@ -243,8 +330,8 @@ def _watched(
         frozen = history_bounds(past, level, shift, margin)
         bounds, slack = {hour: frozen.by_hour[hour] for hour in ahead}, frozen.slack
     widest = min(bounds.values()) if measured.higher else max(bounds.values())
-    before = fmean(_coins(asked.metric, itertools.chain.from_iterable(by_hour.values()), late))
-    return Watched(asked.metric, ShiftDetector(widest, arl, shift, slack), bounds, late, before)
+    before = fmean(_coins(key, itertools.chain.from_iterable(by_hour.values()), late))
+    return Watched(key, ShiftDetector(widest, arl, shift, slack), bounds, late, before)
 
 
 def _late(by_hour: Mapping[int, Sequence[float]], ahead: set[int], quantile: float, level: float) -> float | None:
@@ -259,9 +346,10 @@ def _late(by_hour: Mapping[int, Sequence[float]], ahead: set[int], quantile: flo
 
 def _coin(metric: str, value: float, late: float | None) -> float | None:
     """A measurement on the detector's scale, 0 to 1; None for one that cannot be. Of a quantile's metric: whether it is late."""
-    if METRICS[metric].kind == "quantile":
+    measured = measured_of(metric)
+    if measured.kind == "quantile":
         return is_late(value, late if late is not None else math.inf) if value >= 0 else None
-    low, high = METRICS[metric].bounds
+    low, high = measured.bounds
     return (value - low) / (high - low) if low <= value <= high else None
 
 
@@ -272,14 +360,24 @@ def _coins(metric: str, values: Iterable[float], late: float | None) -> list[flo
 def _told(one: Watched) -> str:
     """`errors: 31.0 % of 87 users since 2026-11-21 14:05 UTC, 1.2 % before`, and what it was held against."""
     run, mean = one.detector.run
-    higher = METRICS[one.metric].higher
+    higher = measured_of(one.metric).higher
 
     def size(share: float) -> str:
         return f"{one.measured(share):.2f}" if higher else f"{share:.1%}"
 
-    later = f" later than {one.late:.3g} s" if one.late is not None else ""
+    later = "" if one.late is None else f" {beyond(one.metric, one.late)}"
     since = "" if one.since is None else f" since {datetime.fromtimestamp(one.since, UTC):%Y-%m-%d %H:%M:%S} UTC"
     limit = f"{'at least' if higher else 'at most'} {size(one.detector.m0)} counts as no change"
     now = size(mean if mean is not None else one.before)
     evidence = f"e-detector {one.detector.level:.3g} of {one.detector.arl:.3g}"
-    return f"{one.metric}: {now} of {run} users{later}{since}, {size(one.before)} before ({limit}; {evidence})"
+    metric, segment = split_key(one.metric)
+    named = f"{metric} of segment {segment}" if segment else metric
+    return f"{named}: {now} of {run} users{later}{since}, {size(one.before)} before ({limit}; {evidence})"
+
+
+def beyond(key: str, late: float) -> str:
+    """What is counted of a quantile's metric: `later than 1.2 s`, `with more than 96 tokens`."""
+    metric, _ = split_key(key)
+    if metric == "longAnswers":
+        return f"with more than {late:.3g} tokens"
+    return f"with fewer than {1 / late:.3g} tokens" if metric == "shortAnswers" else f"later than {late:.3g} s"

@@ -17,6 +17,7 @@ records.py, rows.py   what goes in and comes out
 
 from services.store.costs import CostRecords, Marks, Rate, Usage, UserUsage
 from services.store.errors import SchemaMismatch, StoreCorrupt, StoreError, StoreUnavailable
+from services.store.judging import MATERIAL_SECONDS
 from services.store.marks import is_bad_mark, is_good_mark
 from services.store.records import Exposure, Feedback, FeedbackKind, Observation, Outcome, Record
 from services.store.rows import (
@@ -39,6 +40,7 @@ from services.store.samples import material_of
 from services.store.store import Store, open_store
 
 __all__ = [
+    "MATERIAL_SECONDS",
     "AuditEntry",
     "ClosedUnit",
     "Command",

@@ -26,8 +26,11 @@ def keep(store: Store, clock: HandClock, revision: str) -> None:
         Watched("errors", errors, {}, None, 0.02, since=clock.now - 600),
         Watched("rating", rating, {}, None, 0.8),
         Watched("ttft", ttft, {}, 0.45, 0.3),
+        Watched("shortAnswers[enterprise]", ShiftDetector(0.5, 1e4), {}, 1 / 12, 0.3),
     ]
-    state = DriftState(revision, Watch(watched, 52.0), clock.now - 3_600, clock.now)
+    done = clock.now - 3_600
+    told = "judged since: 0.41 of 200 users (0.35 to 0.47), 0.82 of 300 before (0.78 to 0.86): worse"
+    state = DriftState(revision, Watch(watched, 52.0), done, done, clock.now, told)
     store.keep_state("drift:assistant", clock.now, state.to_json())
 
 
@@ -37,7 +40,7 @@ def test_what_has_drifted_is_told_with_its_numbers(store: Store, clock: HandCloc
     assert run(["drift", "assistant", "--store", url, "-o", "json"]) == 0
     (one,) = json.loads(capsys.readouterr().out)["services"]
     assert (one["known"], one["weeks_to_false_alarm"], one["alarmed_at"]) == (True, 52.0, clock.now)
-    errors, rating, ttft = one["metrics"]
+    errors, rating, ttft, _ = one["metrics"]
     assert (errors["alarmed"], errors["before"], errors["run"]["mean"], errors["run"]["since"]) == (
         True, 0.02, 1.0, clock.now - 600,
     )  # fmt: skip
@@ -49,6 +52,9 @@ def test_what_has_drifted_is_told_with_its_numbers(store: Store, clock: HandCloc
     assert "100.0% of" in table
     assert table.count("drifted") == 1
     assert "later than 0.45 s" in table
+    assert "in segment enterprise" in table
+    assert "with fewer than 12 tokens" in table
+    assert "judged since: 0.41" in table
 
 
 def test_a_revision_without_history_says_so(store: Store, clock: HandClock, url: str, capsys: Capture) -> None:

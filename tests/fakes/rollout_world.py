@@ -119,6 +119,7 @@ class World:
         self.first_tokens: FirstTokens | None = None
         self.caution: Caution | None = None
         self.drift: Alarm | None = None
+        self.evaluated: str | None = None
         self.users_per_day: float | None = None
         self._status = ServiceStatus()
         self._seen: Aliases | None = None
@@ -158,6 +159,7 @@ class World:
             first_tokens=self.first_tokens,
             caution=self.caution,
             drift=self.drift,
+            evaluated=self.evaluated,
             users_per_day=self.users_per_day,
             pinned={
                 v: self.versions.get(v) for v in (*self.service.spec.model.pinned, *tried) if not self.registry_away

@@ -196,6 +196,27 @@ def drifted(world: World) -> None:
     world.drift = Alarm("errors", "errors: 9.1% of 87 users since yesterday")
 
 
+def judged_anew(world: World) -> None:
+    drifted(world)
+    world.evaluated = "judged since: 0.41 of 200 users (0.35 to 0.47), 0.82 of 300 before (0.78 to 0.86): worse"
+
+
+def drifts_back(world: World) -> None:
+    """v2 was promoted, its watch is over, and then it drifts."""
+    world.service = with_drift(world.service, onAlarm="rollBack")
+    world.reach("watch")
+    world.look(after=60.0, times=3)
+    drifted(world)
+    world.look()
+
+
+def with_drift(resource: LLMService, **drift: Any) -> LLMService:
+    """The resource with that `spec.drift`."""
+    document = resource.model_dump(mode="json", by_alias=True)
+    document["spec"]["drift"] = drift
+    return LLMService.model_validate(document)
+
+
 def falls_asleep(world: World) -> None:
     world.quiet = True
     world.look()

@@ -40,6 +40,7 @@ from services.rollout.platforms.measured import MeasuredPlatform
 from services.rollout.reconcile import Reconciler
 from services.rollout.resources import LLMService
 from services.rollout.revisions import revision_of
+from services.rollout.sampling import SampleReader
 from services.rollout.together import Together
 from services.rollout.watch_fold import Watch, Watched
 from services.store import Store, migrate, open_store
@@ -59,6 +60,7 @@ PROMPT = "capital of france?"
 SPEC: dict[str, Any] = {
     "model": {"registeredModel": "assistant"},
     "privacy": {"content": "judge"},
+    "drift": {"sample": 1.0},
     "cost": {
         "perReplicaHour": 2.0,
         "budget": {"perDay": 20},
@@ -157,9 +159,8 @@ def drift(store: Store, service: LLMService, stable: VersionInfo) -> None:
     """Detectors of stable as the controller of another time has left them."""
     detector = ShiftDetector(0.1, 1_000.0)
     detector.update([1.0] * 40)
-    state = DriftState(
-        revision_of(service, stable), Watch([Watched("errors", detector, {}, None, 0.02)], 52.0), store.now()
-    )
+    watch = Watch([Watched("errors", detector, {}, None, 0.02)], 52.0)
+    state = DriftState(revision_of(service, stable), watch, store.now(), store.now())
     store.keep_state(f"drift:{service.name}", store.now(), state.to_json())
 
 
@@ -187,9 +188,10 @@ class World:
         observer = Observer(store, self.registry, platform, Together(store.standings), "test")
         executor = Executor(store, self.registry, platform, Files(), clock)
         self.health = Health(clock, {})
-        self._judging = Judging(
-            "assistant", store, ExactMatchJudge({PROMPT: "paris"}), CONTENT_KEY.encode(), 0.2, self.metrics.judged
-        )
+        judge = ExactMatchJudge({PROMPT: "paris"})
+        looking = CONTENT_KEY.encode(), 0.2, self.metrics.judged
+        self._judging = Judging("assistant", store, judge, *looking)
+        self._samples = SampleReader("assistant", store, judge, *looking)
 
         def reconciler(of: LLMService) -> Reconciler:
             return Reconciler(of, store, observer, executor)
@@ -205,6 +207,7 @@ class World:
         """Looks, judges and tells costs until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._judging.run())
+            tasks.create_task(self._samples.run())
             tasks.create_task(self._costs.run(lambda _: asyncio.sleep(1)))  # sooner than every few minutes
             while True:
                 decision = await self.loop.look()

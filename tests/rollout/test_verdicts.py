@@ -31,6 +31,7 @@ from tests.fakes.situations import (
     begins,
     deleted,
     drifted,
+    drifts_back,
     edited,
     engine,
     evaluated,
@@ -41,6 +42,7 @@ from tests.fakes.situations import (
     held,
     improves,
     improves_nothing,
+    judged_anew,
     judged_but_private,
     late,
     moved_while_starting,
@@ -273,6 +275,14 @@ CASES = [
     case(
         "service", "stable's users fare worse than a week before; the message says in what, how much and since when", "none",
         reasons.STABLE_DRIFTED, drifted,
+    ),
+    case(
+        "service", "the same, and `drift.onAlarm: evaluate`: the judge has scored enough of stable's answers since", "none",
+        reasons.DRIFT_EVALUATED, judged_anew,
+    ),
+    case(
+        "service", "the same, and `drift.onAlarm: rollBack`: stable was promoted last, and `champion` is set back to the version before",
+        "advance", reasons.DRIFT_ROLLED_BACK, drifts_back,
     ),
     case("service", "a version is pinned, and serves keys with the scope `pin`", "none", reasons.VERSION_PINNED, pinned("3")),
     case("service", "a person took a pin away", "none", reasons.VERSION_UNPINNED, unpinned),

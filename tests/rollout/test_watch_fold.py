@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from services.rollout.resources import LLMService
-from services.rollout.watch_fold import Watch, begin_watch, hour_of_week
+from services.rollout.watch_fold import LENGTH_MARGIN, Watch, begin_drift, begin_watch, hour_of_week
 from services.store import ClosedUnit, History
 from tests.fakes.records import exposure, feedback, observation
 from tests.fakes.rollout_world import service
@@ -112,7 +112,7 @@ def test_batches_and_restarts_change_nothing() -> None:
     visits = list(users(4, PROMOTED, 500, failure=0.3))
     whole, parts = fold(watch(), visits), watch()
     for start in range(0, 500, 37):
-        parts = Watch.from_json(json.loads(json.dumps(fold(parts, visits[start : start + 37]).to_json())))
+        parts = Watch.from_json(json.loads(json.dumps(fold(parts, visits[start : start + 37]).to_json())), {})
     assert parts.alarm(1.0) == whole.alarm(1.0) is not None
     assert parts.to_json() == whole.to_json()
 
@@ -148,3 +148,57 @@ def test_without_history_nothing_is_watched_and_a_short_one_has_no_far_quantile(
 def test_hours_of_the_week_begin_on_monday() -> None:
     assert hour_of_week(PROMOTED) == 6 * 24
     assert hour_of_week(PROMOTED + 24 * 3600) == 0
+
+
+WEEK_OF = 7 * 24 * 3600.0
+
+
+def stable_users(seed: int, start: float, count: int, *, tokens: float = 40.0, failing: str = "") -> list[ClosedUnit]:
+    """One every four minutes of two tenants in turn; answers of about so many tokens. Of the tenant `failing` half have errors."""
+    draw, found = random.Random(seed), []
+    for number in range(count):
+        at, tenant = start + 240.0 * number, ("shop", "bank")[number % 2]
+        failed = draw.random() < (0.5 if tenant == failing else 0.02)
+        answered = round(tokens * draw.lognormvariate(0, 0.2))
+        outcome = "error" if failed else "ok"
+        row = observation(at, arm="stable", tenant=tenant, outcome=outcome, tokens_out=None if failed else answered)
+        found.append(ClosedUnit(exposure(at, unit=f"{seed}-{number}", arm="stable"), (row,), ()))
+    return found
+
+
+def drifting(after: list[ClosedUnit], **changes: Any) -> str | None:
+    """The key of the detector that alarms, of those frozen with a week before."""
+    frozen = stable_users(1, PROMOTED - WEEK_OF, 7 * 24 * 15)
+    over = begin_drift(rules(**changes), frozen, (), SALT, WEEK_OF)
+    for visit in after:
+        fold(over, [visit])
+        alarm = over.alarm(visit.exposure.closes_at)
+        if alarm is not None:
+            return alarm.metric
+    return None
+
+
+@pytest.mark.parametrize(
+    ("tokens", "found"), [(40.0, None), (100.0, "longAnswers"), (15.0, "shortAnswers")], ids=["same", "long", "short"]
+)
+def test_answers_that_become_longer_or_shorter(tokens: float, found: str | None) -> None:
+    assert drifting(stable_users(2, PROMOTED, 1_000, tokens=tokens)) == found
+
+
+def test_the_lengths_that_count_lie_beyond_what_was_common() -> None:
+    frozen = stable_users(1, PROMOTED - WEEK_OF, 7 * 24 * 15)
+    lengths = sorted(row.tokens_out for visit in frozen for row in visit.observations if row.tokens_out)
+    late = {one.metric: one.late for one in begin_drift(rules(), frozen, (), SALT, WEEK_OF).watched}
+    long, short = late["longAnswers"], late["shortAnswers"]
+    assert long is not None
+    assert short is not None
+    assert long == pytest.approx(lengths[round(0.95 * len(lengths))] * (1 + LENGTH_MARGIN), rel=0.05)
+    assert 1 / short == pytest.approx(lengths[round(0.05 * len(lengths))] / (1 + LENGTH_MARGIN), rel=0.05)
+
+
+def test_the_segment_that_fares_worse_is_named() -> None:
+    segments = [{"name": "banks", "tenants": ["bank"]}]
+    after = stable_users(2, PROMOTED, 1_500, failing="bank")
+    assert drifting(after, segments=segments) == "errors[banks]"
+    assert drifting(after) == "errors"
+    assert drifting(stable_users(2, PROMOTED, 1_500, failing="shop"), segments=segments) == "errors"

@@ -1,0 +1,103 @@
+"""Reads what gateways sampled of stable's answers: decrypts it, has it judged, places its prompt among others, and stores what is then
+known, by which the content is deleted. Run by the controller, one task a service with samples. Prompts and answers leave this module for
+the judge and the embedding's model alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from cryptography.fernet import Fernet, InvalidToken
+
+from services.rollout.errors import JudgeUnavailable, Unparsable
+from services.rollout.judge import Grader
+from services.store import MATERIAL_SECONDS, JudgeMaterial, Sample, Store, StoreError, material_of
+
+log = logging.getLogger(__name__)
+
+BATCH: Final = 16
+"""Samples read at once, and questions to the judge under way at once."""
+PATIENCE: Final = 0.75 * MATERIAL_SECONDS
+"""Seconds after which a sample is stored without what its judge has not said: soon it would be gone."""
+
+Judged = Callable[[str, str, Mapping[str, float]], None]
+
+
+class SampleReader:
+    """One service's. `grader`: None where nobody can judge one answer. `judged` as for `Judging`."""
+
+    def __init__(
+        self, service: str, store: Store, grader: Grader | None, content_key: bytes, pause: float, judged: Judged
+    ) -> None:
+        self._service, self._store, self._grader = service, store, grader
+        self._name = grader.name if grader is not None else None
+        self._cipher = Fernet(content_key)
+        self._pause, self._judged = pause, judged
+
+    async def run(self) -> None:
+        """Until cancelled. A store or judge that is away is waited for."""
+        while True:
+            try:
+                while await self.read_waiting() == BATCH:
+                    pass
+            except (StoreError, JudgeUnavailable) as error:
+                log.warning("samples of %s: %s", self._service, error)
+            await asyncio.sleep(self._pause)
+
+    async def read_waiting(self) -> int:
+        """Reads the oldest samples that wait; how many there were. Raises StoreError; JudgeUnavailable (what was read is stored)."""
+        now = await asyncio.to_thread(self._store.now)
+        material = await asyncio.to_thread(self._store.judge_material, material_of(self._service), BATCH)
+        opened = {one.pair: self._opened(one) for one in material}
+        known = [one for one in opened.values() if one is not None]
+        scores = await asyncio.gather(*(self._graded(content) for _, content in known), return_exceptions=True)
+        ready: list[Sample] = []
+        away: BaseException | None = None
+        for (sample, _), score in zip(known, scores, strict=True):
+            if not isinstance(score, BaseException):
+                ready.append(sample if score is None else replace(sample, score=score, judge=self._name))
+            else:
+                away = score
+                if now - sample.at > PATIENCE:
+                    ready.append(sample)
+        await asyncio.to_thread(self._store.put_samples, ready)
+        if locked := [pair for pair, one in opened.items() if one is None]:
+            counts = {"undecipherable": len(locked)}
+            await asyncio.to_thread(self._store.note_judging, material_of(self._service), counts, locked)
+        if away is not None:
+            raise away
+        return len(material)
+
+    def _opened(self, material: JudgeMaterial) -> tuple[Sample, Mapping[str, Any]] | None:
+        """What is known so far, and prompt and answer; None: the key does not open it."""
+        try:
+            content = json.loads(self._cipher.decrypt(material.ciphertext))
+            sample = Sample(
+                id=material.pair, service=self._service, revision=content["revision"], unit=material.unit, tenant=content["tenant"],
+                at=material.at,
+            )  # fmt: skip
+        except (InvalidToken, ValueError, KeyError):
+            self._judged(self._service, "undecipherable", {})
+            return None
+        return sample, content
+
+    async def _graded(self, content: Mapping[str, Any]) -> float | None:
+        """The judge's score; None: there is no judge, or it has nothing to say on that prompt. Raises JudgeUnavailable."""
+        if self._grader is None:
+            return None
+        try:
+            score = await self._grader.grade(content["prompt"], content["answer"])
+        except Unparsable:
+            self._judged(self._service, "unparsable", {})
+            return None
+        self._judged(
+            self._service,
+            "without_reference" if score is None else "judged",
+            {} if score is None else {"stable": score},
+        )
+        return score

@@ -1,0 +1,134 @@
+"""Samples of stable's answers: read, judged, stored; and what is done where one of these cannot be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cryptography.fernet import Fernet
+
+from services.rollout.errors import JudgeUnavailable, Unparsable
+from services.rollout.judge import ExactMatchJudge, Grader, Scores
+from services.rollout.sampling import BATCH, PATIENCE, SampleReader
+from services.store import JudgeMaterial, Sample, Store, material_of, migrate, open_store
+
+KEY = Fernet.generate_key()
+CONTENT = {
+    "request_id": "r",
+    "revision": "assistant-v1-aaaa",
+    "tenant": "shop",
+    "prompt": "capital of france?",
+    "answer": "It is Paris.",
+}
+
+
+class Moody:
+    """A judge that cannot always say something."""
+
+    name = "rubric"
+
+    def __init__(self, error: Exception) -> None:
+        self.error: Exception | None = error
+
+    async def score(self, prompt: str, candidate: str, stable: str) -> Scores | None:
+        raise NotImplementedError
+
+    async def grade(self, prompt: str, answer: str) -> float | None:
+        if self.error is not None:
+            raise self.error
+        return 0.75
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    url = f"sqlite:///{tmp_path / 'store.db'}"
+    migrate(url)
+    opened = open_store(url)
+    yield opened
+    opened.close()
+
+
+def put(store: Store, *names: str, at: float | None = None, key: bytes = KEY, **changes: str) -> None:
+    at = store.now() if at is None else at
+    text = Fernet(key).encrypt(json.dumps(CONTENT | changes).encode())
+    store.put_judge_material(
+        [JudgeMaterial(name, material_of("assistant"), f"unit-{name}", text, at) for name in names]
+    )
+
+
+def reader(store: Store, grader: Grader | None, counts: list[str] | None = None) -> SampleReader:
+    return SampleReader(
+        "assistant",
+        store,
+        grader,
+        KEY,
+        1.0,
+        lambda _, result, __: (counts if counts is not None else []).append(result),
+    )
+
+
+def known(store: Store) -> list[Sample]:
+    return store.samples("assistant", 0.0, store.now() + 1)
+
+
+def waiting(store: Store) -> list[str]:
+    return [one.pair for one in store.judge_material(material_of("assistant"), 100)]
+
+
+async def test_a_sample_is_judged_and_its_content_is_gone(store: Store) -> None:
+    put(store, "a")
+    put(store, "b", prompt="what else?")
+    counts: list[str] = []
+    await reader(store, ExactMatchJudge({"Capital of France?": "paris"}), counts).read_waiting()
+    judged, unknown = known(store)
+    assert (judged.id, judged.score, judged.judge) == ("a", 1.0, "exactMatch")
+    assert (judged.revision, judged.tenant, judged.unit) == ("assistant-v1-aaaa", "shop", "unit-a")
+    assert (unknown.id, unknown.score, unknown.judge) == ("b", None, None)
+    assert waiting(store) == []
+    assert counts == ["judged", "without_reference"]
+
+
+async def test_nobody_to_judge(store: Store) -> None:
+    put(store, "a")
+    await reader(store, None).read_waiting()
+    assert [one.score for one in known(store)] == [None]
+
+
+async def test_a_judge_that_is_away_is_waited_for_but_not_for_ever(store: Store) -> None:
+    judge = Moody(JudgeUnavailable("away"))
+    put(store, "old", at=store.now() - PATIENCE - 1)
+    put(store, "new")
+    with pytest.raises(JudgeUnavailable):
+        await reader(store, judge).read_waiting()
+    assert [(one.id, one.score) for one in known(store)] == [("old", None)]
+    assert waiting(store) == ["new"]
+    judge.error = None
+    await reader(store, judge).read_waiting()
+    assert [(one.id, one.score) for one in known(store)] == [("old", None), ("new", 0.75)]
+
+
+async def test_what_cannot_be_read_goes_and_does_not_stand_in_the_way(store: Store) -> None:
+    put(store, *(f"foreign-{i:02}" for i in range(BATCH)), at=store.now() - 10, key=Fernet.generate_key())
+    put(store, "mumbled")
+    mumbling = reader(store, Moody(Unparsable("no grade")))
+    assert await mumbling.read_waiting() == BATCH
+    await mumbling.read_waiting()
+    assert [(one.id, one.score) for one in known(store)] == [("mumbled", None)]
+    assert waiting(store) == []
+    assert store.judge_counts(material_of("assistant")) == {"undecipherable": BATCH}
+
+
+def test_samples_go_with_their_user_and_with_age(store: Store) -> None:
+    now = store.now()
+    store.put_samples(
+        [
+            Sample(name, "assistant", "v1", f"unit-{name}", "shop", at)
+            for name, at in {"a": 5.0, "b": now, "c": now}.items()
+        ]
+    )
+    assert store.erase_user("unit-b") == 1
+    assert store.prune("assistant", now - 60, now - 60) == 1
+    assert [one.id for one in known(store)] == ["c"]
+    assert store.samples("assistant", 0.0, now + 1, "v2") == []
