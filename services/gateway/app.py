@@ -180,7 +180,7 @@ async def _running(
             waiting=WaitingRooms(metrics, settings.engine_silence_seconds, table.revisions),
             recorder=recorder, mirror=mirror, sampling=sampling, answered=answered, metrics=metrics, tracer=tracer,
         )  # fmt: skip
-        desk = FeedbackDesk(store, executor, recorder, assigner, answered, metrics, table.store_time, tracer)
+        desk = FeedbackDesk(store, executor, recorder, assigner, answered, metrics, table, tracer)
         _add_routes(app, table, desk, metrics, tracing=tracer is not None)
         await poller.poll()  # ready at once where the store is there
         for run in (poller.run, recorder.run):

@@ -104,7 +104,7 @@ class Assigner:
         return Placement(unit, arm, bucket, target, True, self._expose(route.rollout, unit), on_trial=on_trial)
 
     def pin(self, entry: Entry, unit: str, version: str, caller: Caller) -> Placement:
-        """The revision that `model: service@vN` names; outside the statistics.
+        """The revision that `model: service@vN` names (`service@vN-HASH` where two of a version serve); outside the statistics.
 
         Raises:
             Forbidden: the key lacks the scope `pin`.
@@ -115,7 +115,7 @@ class Assigner:
         route = entry.route
         variants = (group.target for experiment in route.experiments for group in experiment.groups)
         for target in (route.stable, route.candidate, *route.pinned, *variants):
-            if target is not None and target.version == version:
+            if target is not None and version in (target.version, target.revision.removeprefix(f"{route.service}-v")):
                 return Placement(unit, "stable", None, target, False, False)
         raise NotFound(f"`{route.service}` serves no version {version}.", param="model", code="model_not_found")
 

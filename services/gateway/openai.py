@@ -422,7 +422,8 @@ class Completions:
             counted=placement.counted,
         )
         self._recorder.record(row)
-        self._answered.remember(row)
+        pinned = call.request.model != row.service  # their answers may be compared with one another
+        self._answered.remember(row, call.request.last_prompt() if pinned else None)
         self._metrics.observed(row, cached=attempt.meter.tokens_cached, queued=attempt.began - call.began)
         if call.trace is not None:
             call.trace.tried(row, attempt)

@@ -178,6 +178,11 @@ class RoutingTable:
     def revisions(self) -> set[str]:
         return {target.revision for entry in self._entries.values() for target in _targets(entry.route)}
 
+    def route(self, service: str) -> Route | None:
+        """The service's row; None: it is no more."""
+        entry = self._entries.get(service)
+        return None if entry is None else entry.route
+
     def find(self, model: str) -> tuple[Entry, str | None]:
         """The row for a model name, and the version it pins.
 

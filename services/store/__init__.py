@@ -19,8 +19,9 @@ from services.store.costs import CostRecords, Marks, Rate, Usage, UserUsage
 from services.store.errors import SchemaMismatch, StoreCorrupt, StoreError, StoreUnavailable
 from services.store.judging import MATERIAL_SECONDS
 from services.store.marks import is_bad_mark, is_good_mark
-from services.store.records import Exposure, Feedback, FeedbackKind, Observation, Outcome, Record
+from services.store.records import Exposure, Feedback, FeedbackKind, Observation, Outcome, Preference, Record
 from services.store.rows import (
+    PEOPLE,
     AuditEntry,
     ClosedUnit,
     Command,
@@ -41,6 +42,7 @@ from services.store.store import Store, open_store
 
 __all__ = [
     "MATERIAL_SECONDS",
+    "PEOPLE",
     "AuditEntry",
     "ClosedUnit",
     "Command",
@@ -59,6 +61,7 @@ __all__ = [
     "Observation",
     "Outcome",
     "Past",
+    "Preference",
     "Rate",
     "Record",
     "RolloutRow",

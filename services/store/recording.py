@@ -11,8 +11,9 @@ from sqlalchemy import ColumnElement, Connection, Table, select
 
 from services.store import streams
 from services.store.database import Database
-from services.store.records import Exposure, Feedback, Observation, Record
-from services.store.schema import assignment_faults, exposures, feedback, observations
+from services.store.records import Exposure, Feedback, Observation, Preference, Record
+from services.store.rows import PEOPLE
+from services.store.schema import assignment_faults, exposures, feedback, judgements, observations
 
 OBSERVATION_COLUMNS = tuple(observations.c[name] for name in Observation.__struct_fields__)
 EXPOSURE_COLUMNS = tuple(exposures.c[name] for name in Exposure.__struct_fields__)
@@ -44,6 +45,7 @@ class Recording:
         seen: list[Observation] = []
         exposed: list[Exposure] = []
         told: list[Feedback] = []
+        preferred: list[Preference] = []
         received: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
         for record in batch:
             received[record.gateway, record.boot].append(record.sequence)
@@ -51,8 +53,10 @@ class Recording:
                 seen.append(record)
             elif isinstance(record, Exposure):
                 exposed.append(record)
-            else:
+            elif isinstance(record, Feedback):
                 told.append(record)
+            else:
+                preferred.append(record)
         # Several gateways may expose one unit: in one order for everybody, two transactions cannot wait for each other.
         exposed.sort(key=lambda e: (e.rollout, e.unit))
         with self._database.write() as connection:
@@ -61,6 +65,7 @@ class Recording:
             self._insert(connection, exposures, exposed, at)
             self._insert(connection, feedback, told, at)
             self._note_faults(connection, exposed)
+            self._insert_preferences(connection, preferred)
             streams.note(self._database, connection, received, at)
 
     def request(self, request_id: str) -> Observation | None:
@@ -87,6 +92,17 @@ class Recording:
         if records:
             rows = [_row(record, at) for record in records]
             connection.execute(self._database.insert(table).on_conflict_do_nothing(), rows)
+
+    def _insert_preferences(self, connection: Connection, records: Sequence[Preference]) -> None:
+        """They stand among the judgements, in whose turns they are numbered."""
+        if records:
+            self._database.serialise(connection, "judgements")
+            rows = [
+                {"pair": one.pair, "rollout": one.rollout, "unit": one.unit, "candidate": one.candidate,
+                 "stable": 1 - one.candidate, "judge": PEOPLE, "at": one.at}
+                for one in records
+            ]  # fmt: skip
+            connection.execute(self._database.insert(judgements).on_conflict_do_nothing(), rows)
 
     def _note_faults(self, connection: Connection, exposed: Sequence[Exposure]) -> None:
         by_rollout: defaultdict[str, list[Exposure]] = defaultdict(list)

@@ -1,7 +1,7 @@
 """What gateways record and the controller reads: one struct a row.
 
 Every record of a gateway carries (gateway, boot, sequence): the sequence counts all records of one process from 1 without gaps, over all
-three kinds, so that loss and duplicates are provable. Times called `*_at` are seconds since the epoch in the store's time; durations are
+kinds, so that loss and duplicates are provable. Times called `*_at` are seconds since the epoch in the store's time; durations are
 seconds measured monotonically.
 """
 
@@ -106,4 +106,20 @@ class Feedback(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", ta
     sequence: int
 
 
-Record = Observation | Exposure | Feedback
+class Preference(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", tag="preference"):
+    """Which of two answers, a rollout's candidate's and its stable's, a person preferred. Key: pair; the first one stored stays."""
+
+    pair: str
+    """The two answers and the person as a digest, a colon, and which revision's was shown first: `candidate`, `stable`, or `unknown`."""
+    rollout: str
+    unit: str
+    """The person who compared."""
+    candidate: float
+    """1: the candidate's is preferred; 0: stable's is; 0.5: neither."""
+    at: float
+    gateway: str
+    boot: str
+    sequence: int
+
+
+Record = Observation | Exposure | Feedback | Preference

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from services.common.routing import Route
 from services.store.records import Exposure, Feedback, Observation
@@ -100,9 +100,13 @@ class JudgeMaterial:
     at: float
 
 
+PEOPLE: Final = "people"
+"""The judge of judgements that people gave; their `pair` is as in `records.Preference`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """A judge's scores of one pair."""
+    """A judge's scores of one pair, or a person's preference among two answers."""
 
     pair: str
     rollout: str
