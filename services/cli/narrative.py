@@ -29,6 +29,7 @@ METRICS: Final[Mapping[str, Metric]] = {
     "tokensPerSecond": Metric("tokens per second", "tokens/s"),
     "feedback": Metric("users who gave a bad mark", "share"),
     "judge": Metric("judged quality", "score"),
+    "preference": Metric("answers that people preferred", "share"),
     "escalations": Metric("users who asked for a person", "share"),
     "retries": Metric("users who asked again", "share"),
     "rating": Metric("mean rating", "score"),
@@ -114,17 +115,21 @@ def margin_text(reading: Mapping[str, Any]) -> str:
 def compared_text(reading: Mapping[str, Any]) -> str:
     """Both arms' estimates and the effect with its interval."""
     metric, relative = reading["metric"], reading["relative"]
+    by_people = metric.removeprefix("goal:") == "preference"
     if "control" not in reading:  # a resource's status holds the effect alone
-        crowd = "mirrored users" if reading["stage"] == "rehearsal" else "users an arm"
+        crowd = "people" if by_people else "mirrored users" if reading["stage"] == "rehearsal" else "users an arm"
         text = f"{_capital(metric_of(metric).label)}: {change_text(metric, reading['effect'], relative)}"
         bounds = reading["lower"], reading["upper"]
         interval = "" if bounds == (None, None) or reading["effect"] is None else f" ({interval_text(reading)})"
         return f"{text}{interval} for {reading['n_candidate']:,} {crowd}."
-    crowd, others = ("mirrored users", "stable") if reading["stage"] == "rehearsal" else ("users", "the control")
-    text = (
-        f"{_capital(metric_of(metric).label)}: {value_text(metric, reading['candidate'])} for {reading['n_candidate']:,} {crowd} "
-        f"of the candidate, {value_text(metric, reading['control'])} for {reading['n_control']:,} of {others}"
-    )
+    candidate, control = (value_text(metric, reading[arm]) for arm in ("candidate", "control"))
+    if by_people:
+        compared = f"{candidate} of the candidate, {control} of stable, by {reading['n_candidate']:,} people"
+    else:
+        crowd, others = ("mirrored users", "stable") if reading["stage"] == "rehearsal" else ("users", "the control")
+        users, theirs = f"{reading['n_candidate']:,} {crowd}", f"{reading['n_control']:,} of {others}"
+        compared = f"{candidate} for {users} of the candidate, {control} for {theirs}"
+    text = f"{_capital(metric_of(metric).label)}: {compared}"
     if reading["effect"] is not None:
         text += f"; {change_text(metric, reading['effect'], relative)}"
         if reading["lower"] is not None or reading["upper"] is not None:

@@ -11,7 +11,7 @@ from rich.text import Text
 from services.cli import narrative
 from services.cli.tables import console, plain_table
 from services.rollout.forecast import lasting
-from services.rollout.planning import Plan, Traffic, told
+from services.rollout.planning import Plan, Traffic, comparing, told
 from services.rollout.plans import plans
 from services.rollout.power import LIKELY, Stable
 from services.rollout.resources import LLMService
@@ -48,6 +48,7 @@ def people(service: LLMService) -> list[str]:
     rollout = service.spec.rollout
     approvals = [str(number + 1) for number, step in enumerate(rollout.canary.steps) if step.approval]
     said = [f"step {' and '.join(approvals)} waits for a person's approval"] if approvals else []
+    said += [compare] if (compare := comparing(service)) else []
     return [*said, "freeze windows put off the end of a stage"] if rollout.freeze_windows else said
 
 

@@ -6,7 +6,7 @@ Reads only. The numbers are the store's own; words come from `narrative`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -16,7 +16,7 @@ from services.cli.errors import CliError, NotFound
 from services.evidence import stage_levels
 from services.rollout.plans import plans
 from services.rollout.resources import GuardedStage, LLMService
-from services.rollout.status import RolloutStatus
+from services.rollout.status import Counts, RolloutStatus
 from services.store.rows import AuditEntry, RolloutRow
 
 if TYPE_CHECKING:
@@ -304,6 +304,8 @@ def sentences(state: RolloutStatus) -> list[str]:
         said.append(f"{counts.inconsistent:,} judgements turned with the order of the answers and count as ties.")
     if counts.unparsable:
         said.append(f"On {counts.unparsable:,} pairs the judge's answer could not be read; they are left out.")
+    if counts.people:
+        said.extend(_people(counts))
     if counts.users_candidate or counts.users_control:
         said.append(
             f"{counts.users_candidate:,} users of the candidate and {counts.users_control:,} of the control have final values; "
@@ -321,6 +323,20 @@ def sentences(state: RolloutStatus) -> list[str]:
             "The clock of this stage has not started: engine or gateways are not ready, and that time does not count."
         )
     return said
+
+
+def _people(counts: Counts) -> Iterator[str]:
+    """What people who compared answers did, and whether the place of an answer had a part in it."""
+    ties, turned = counts.comparison_ties, counts.comparisons_inconsistent
+    yield (
+        f"{counts.people:,} people compared {counts.comparisons:,} pairs of answers, each person counting once; {ties:,} pairs were "
+        f"ties, {turned:,} turned with the order of the answers and count as ties."
+    )
+    if counts.ordered:
+        yield (
+            f"Of {counts.ordered:,} comparisons whose order is known the candidate stood first in {counts.candidate_first:,}, and the "
+            f"answer shown first was preferred in {counts.first_preferred:,}."
+        )
 
 
 def gate_text(gate: Mapping[str, Any]) -> str | None:

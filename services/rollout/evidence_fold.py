@@ -22,12 +22,13 @@ from services.evidence import (
 )
 from services.rollout.balance import HALVES, Balance, measured_alike
 from services.rollout.observed import EvidenceView, Ratio
+from services.rollout.people import People
 from services.rollout.resources import key_of, split_key
 from services.rollout.unit_values import MAY_LACK, Value, pair_values, parts, past_values, spoke, tenant_of, unit_values
 from services.rollout.watch_fold import Watch
-from services.store import ClosedUnit, Cursor, Judgement, MirroredPair
+from services.store import PEOPLE, ClosedUnit, Cursor, Judgement, MirroredPair
 
-SCHEMA: Final = 3
+SCHEMA: Final = 4
 New = TypeVar("New")
 _START: Final[Cursor] = (0.0, "")
 
@@ -51,6 +52,7 @@ class Evidence:
         self.units: Cursor = _START
         self.pairs: Cursor = _START
         self.judged = 0
+        self.people = People()
         self.counts: dict[str, int] = {}
         self.by_step: dict[str, int] = {}
         self.fault: str | None = None
@@ -115,11 +117,27 @@ class Evidence:
         if not judgements:
             return
         self.judged = judgements[-1].sequence
-        self._count("judgements", len(judgements))
+        self.people.take(one for one in judgements if one.judge == PEOPLE)
+        judges = [one for one in judgements if one.judge != PEOPLE]
+        if self.stage != "rehearsal" or not judges:
+            return
+        self._count("judgements", len(judges))
         guardrail = self.guardrails.get("judge")
         if guardrail is not None:
-            new = [_paired(j.unit, float(j.sequence), float(j.sequence), (j.stable, j.candidate)) for j in judgements]
+            new = [_paired(j.unit, float(j.sequence), float(j.sequence), (j.stable, j.candidate)) for j in judges]
             self._try(guardrail.update_pairs, new)
+
+    def close_people(self, until: float, horizon: float) -> None:
+        """Adds the people who compared answers and whose horizon is over at `until`, the store's watermark."""
+        closed = self.people.close(until, horizon)
+        if closed:
+            self.counts |= self.people.counts
+        if self.people.late:
+            self._count("late", self.people.late)
+            self.people.late = 0
+        pairs = [_paired(one.unit, one.first_at, one.closes_at, (1 - one.worth, one.worth)) for one in closed]
+        for key in self._keys("preference", None):
+            self._try(self.guardrails[key].update_pairs, pairs)
 
     def count_judging(self, counts: Mapping[str, int]) -> None:
         """What came of the judge's work beside its scores, so far."""
@@ -157,6 +175,7 @@ class Evidence:
             "units": list(self.units),
             "pairs": list(self.pairs),
             "judged": self.judged,
+            "people": self.people.to_json(),
             "counts": self.counts,
             "byStep": self.by_step,
             "fault": self.fault,
@@ -176,7 +195,7 @@ class Evidence:
         evidence.measured = {metric: SampleRatio.from_json(state) for metric, state in data["measured"].items()}
         evidence.units = (data["units"][0], data["units"][1])
         evidence.pairs = (data["pairs"][0], data["pairs"][1])
-        evidence.judged = data["judged"]
+        evidence.judged, evidence.people = data["judged"], People.from_json(data["people"])
         evidence.counts, evidence.by_step = dict(data["counts"]), dict(data["byStep"])
         evidence.fault, evidence.misassigned = data["fault"], data["misassigned"]
         evidence.watch = Watch.from_json(data["watch"], segments) if data["watch"] else None

@@ -13,7 +13,7 @@ from services.common.clock import DAY
 from services.evidence import GuardrailPlan, Reading, quantile_ranks
 from services.evidence.means import BURN_IN
 from services.rollout.plans import plans
-from services.rollout.power import paired_users_lacking
+from services.rollout.power import COMPARING, paired_users_lacking, users_needed
 from services.rollout.resources import GuardedStage, LLMService
 from services.rollout.status import RolloutStatus
 
@@ -118,8 +118,11 @@ def _sentence(
     if elapsed < least:
         missing.append(f"{lasting(elapsed)} of {lasting(least)}" if elapsed >= 1 else f"at least {lasting(least)}")
     finite = {metric: more for metric, more in lacking.items() if more < math.inf}
+    people = finite.pop("preference", None)  # who compares answers comes at no pace of the traffic
     missing += [f"{metric} needs about {rounded(more)} more {what}" for metric, more in finite.items()]
-    hopeless = [metric for metric in lacking if metric not in finite]
+    if people is not None:
+        missing.append(f"preference needs about {rounded(people)} more people who compare answers")
+    hopeless = [metric for metric, more in lacking.items() if more == math.inf]
     if hopeless:
         effects = "effects" if len(hopeless) > 1 else "effect"
         missing.append(f"{' and '.join(hopeless)} cannot be shown with the {effects} seen so far")
@@ -127,7 +130,7 @@ def _sentence(
         return None
     return "; ".join(missing) + _when(
         max(float(wanted - have), *finite.values(), 0.0) if finite else max(float(wanted - have), 0.0),
-        None if hopeless else pace,
+        None if hopeless or people is not None else pace,
         elapsed,
         least,
         most,
@@ -170,6 +173,8 @@ def _lacking(
 
 def _units_lacking(plan: GuardrailPlan, reading: Reading) -> float:
     users = min(reading.n_control, reading.n_candidate)
+    if plan.metric == "preference" and users == 0:
+        return users_needed(plan, COMPARING)
     if plan.kind in ("rate", "boundedMean"):
         return paired_users_lacking(plan, reading)
     if reading.effect is None:

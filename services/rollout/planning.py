@@ -18,7 +18,9 @@ from services.rollout import reasons
 from services.rollout.forecast import lasting, rounded
 from services.rollout.plans import plans
 from services.rollout.power import (
+    COMPARING,
     LIKELY,
+    MOST_USERS,
     Stable,
     chance_of_alarm,
     harm_seen,
@@ -41,6 +43,8 @@ ASSUMED: Final[Mapping[str, Stable]] = {
 """What stable is taken to be where nothing was measured: by metric, else by kind of metric."""
 FEW_REQUESTS: Final = 100
 """Fewer say nothing of who sends them."""
+OUTVOTED: Final = 0.5
+"""Difference of the shares where three in four prefer the other's answers."""
 BUSY: Final = 0.5
 """One unit with more than this share of the requests: clients name no users."""
 
@@ -197,6 +201,21 @@ def told(service: LLMService, one: OutOfReach) -> str:
     )
 
 
+def comparing(service: LLMService) -> str | None:
+    """How many people must compare answers for what the resource asks of `preference`; None: it asks nothing."""
+    asked = plans(service, "canary", {})
+    goal, plan, stable = asked.get("goal:preference"), asked.get("preference"), COMPARING
+    needs = []
+    if plan is not None and plan.margin < OUTVOTED:
+        seen = least(lambda people: chance_of_alarm(plan, stable, people, OUTVOTED) >= LIKELY, 1.0, MOST_USERS)
+        needs.append(f"about {rounded(seen)} to see that three in four prefer stable's answers")
+    if plan is not None and plan.mode == "nonInferior":
+        needs.append(f"about {rounded(users_needed(plan, stable))} to show equal ones not worse")
+    if goal is not None:
+        needs.append("as many as it takes to show the goal")
+    return f"people who compare answers: {', '.join(needs)}" if needs else None
+
+
 def margin_text(margin: float, relative: bool) -> str:
     """A margin as the resource means it: in per cent, or as a share."""
     return f"{margin:.0%}" if relative else f"{margin:.2g}"
@@ -212,8 +231,8 @@ class _Planner:
             stage: {
                 key: plan
                 for key, plan in plans(service, stage, traffic.baseline or assumed).items()
-                if plan.mode != "goal"
-                and split_key(key)[1] is None  # nobody knows a segment's share, nor what a goal will gain
+                # Nobody knows a segment's share, what a goal will gain, or how many people will compare answers.
+                if plan.mode != "goal" and split_key(key)[1] is None and key != "preference"
             }
             for stage in ("rehearsal", "canary")
         }

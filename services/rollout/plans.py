@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from services.evidence import GuardrailPlan, harm_level, stage_levels
 from services.evidence.summaries import Mode
-from services.rollout.resources import METRICS, Goal, GuardedStage, Guardrail, LLMService, key_of
+from services.rollout.resources import COMPARED, METRICS, Goal, GuardedStage, Guardrail, LLMService, key_of
 
 _HISTORY: Final = {"errors": ("failure_rate", "units"), "feedback": ("bad_feedback_rate", "units")}
 MINIMUM_HISTORY: Final = 100
@@ -27,7 +27,9 @@ def segments_by_tenant(service: LLMService) -> dict[str, list[str]]:
 
 
 def plans(service: LLMService, stage: GuardedStage, baseline: Mapping[str, Any]) -> dict[str, GuardrailPlan]:
-    """The plans of a stage by key. A judge's guardrail falls away where nothing may be judged. Segments are watched for harm alone."""
+    """The plans of a stage by key. A judge's guardrail falls away where nothing may be judged. Segments are watched for harm alone, and by
+    their users' traffic: answers that are judged or compared beside it are not told apart.
+    """
     rollout = service.spec.rollout
     guardrails = [g for g in rollout.guarded(stage) if g.metric != "judge" or service.judged]
     if not guardrails:
@@ -36,7 +38,9 @@ def plans(service: LLMService, stage: GuardedStage, baseline: Mapping[str, Any])
     steps = len(rollout.canary.steps) if stage == "canary" else 1
     made = [_plan(g, None, steps, level, rollout.alpha, baseline) for g in guardrails]
     for segment in rollout.segments:
-        made += [_plan(g, segment.name, steps, level, rollout.alpha, {}) for g in guardrails if g.metric != "judge"]
+        made += [
+            _plan(g, segment.name, steps, level, rollout.alpha, {}) for g in guardrails if g.metric not in COMPARED
+        ]
     if stage == "canary" and rollout.goals is not None:
         made += [_goal(goal, steps, level, rollout.alpha, baseline) for goal in rollout.goals.metrics]
     return {plan.metric: plan for plan in made}
@@ -71,7 +75,8 @@ def _made(
         margin=margin,
         relative=measured.relative,
         mode=mode,
-        steps=steps,
+        # Comparisons are made beside the traffic: whatever the step, they say the same.
+        steps=1 if asked.metric in COMPARED else steps,
         alpha_harm=level,
         alpha_promote=alpha,
         quantile=asked.quantile,

@@ -53,6 +53,10 @@ class Stable:
     share: float = 1.0
 
 
+COMPARING: Final = Stable(spread=0.8)
+"""What is taken of people who compare answers of alike revisions: about a third of them see no difference."""
+
+
 def chance_of_alarm(plan: GuardrailPlan, stable: Stable, users: float, effect: float) -> float:
     """Probability that harm of size `effect` (as badness: absolute for rates and bounded means, relative otherwise), there from the
     stage's start, is shown within `users` users an arm (pairs, for rates and bounded means).

@@ -36,6 +36,7 @@ TTFT_HARMFUL: Final = "TtftHarmful"
 TOKENS_PER_SECOND_HARMFUL: Final = "TokensPerSecondHarmful"
 FEEDBACK_HARMFUL: Final = "FeedbackHarmful"
 JUDGE_HARMFUL: Final = "JudgeHarmful"
+PREFERENCE_HARMFUL: Final = "PreferenceHarmful"
 ESCALATIONS_HARMFUL: Final = "EscalationsHarmful"
 RETRIES_HARMFUL: Final = "RetriesHarmful"
 RATING_HARMFUL: Final = "RatingHarmful"
@@ -122,6 +123,7 @@ HARM: Final = {
     "tokensPerSecond": TOKENS_PER_SECOND_HARMFUL,
     "feedback": FEEDBACK_HARMFUL,
     "judge": JUDGE_HARMFUL,
+    "preference": PREFERENCE_HARMFUL,
     "escalations": ESCALATIONS_HARMFUL,
     "retries": RETRIES_HARMFUL,
     "rating": RATING_HARMFUL,

@@ -148,7 +148,7 @@ class Reconciler:
         if rollout.stage == "rehearsal":
             self._fold_rehearsal(evidence, rollout, rules, sight.watermark)
         elif rollout.stage == "canary":
-            self._fold_canary(evidence, rollout, sight.watermark)
+            self._fold_canary(evidence, rollout, rules, sight.watermark)
         else:
             self._fold_watch(evidence, rollout, rules, sight.watermark)
         if self._looked is not None and rollout.stage == "canary":
@@ -183,12 +183,18 @@ class Reconciler:
         settle = 2 * rules.spec.rollout.settle
         while pairs := self._store.mirrored_pairs(rollout.id, evidence.pairs, until, settle):
             evidence.fold_pairs(pairs, settle)
-        while judgements := self._store.judgements(rollout.id, evidence.judged):
-            evidence.fold_judgements(judgements)
+        self._fold_judgements(evidence, rollout, rules, until)
         if rules.judged:
             evidence.count_judging(self._store.judge_counts(rollout.id))
 
-    def _fold_canary(self, evidence: Evidence, rollout: RolloutStatus, until: float) -> None:
+    def _fold_judgements(self, evidence: Evidence, rollout: RolloutStatus, rules: LLMService, until: float) -> None:
+        """The judge's and people's. Comparisons are made beside the traffic, so the canary takes all of the rollout's."""
+        while judgements := self._store.judgements(rollout.id, evidence.judged):
+            evidence.fold_judgements(judgements)
+        evidence.close_people(until, rules.spec.rollout.horizon)
+
+    def _fold_canary(self, evidence: Evidence, rollout: RolloutStatus, rules: LLMService, until: float) -> None:
+        self._fold_judgements(evidence, rollout, rules, until)
         if (faults := self._store.assignment_faults(rollout.id)) and evidence.fault is None:
             evidence.fault = f"{faults} units were sent to an arm other than their first"
             evidence.misassigned = True

@@ -29,6 +29,7 @@ from services.rollout.resources_engine import Engine
 from services.rollout.resources_experiment import Experiment, distinct
 from services.rollout.resources_gateway import Gateway
 from services.rollout.resources_metrics import (
+    COMPARED,
     METRICS,
     RELATIVE,
     Goal,
@@ -42,6 +43,7 @@ from services.rollout.resources_rollout import CanaryStep, FreezeWindow, Notific
 
 __all__ = [
     "API_VERSION",
+    "COMPARED",
     "METRICS",
     "RELATIVE",
     "CanaryStep",

@@ -58,7 +58,9 @@ class Comparison(Resource):
         QUANTILE_RULE,
     )
 
-    metric: GoalMetric = Field(description="As in `rollout.guardrails`; judge is measured on mirrored answers alone.")
+    metric: GoalMetric = Field(
+        description="As in `rollout.guardrails`; judge and preference are of a rollout's two revisions alone."
+    )
     margin: float | None = Field(
         default=None,
         gt=0,

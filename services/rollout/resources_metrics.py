@@ -13,7 +13,8 @@ from pydantic import Field, model_validator
 from services.rollout.resources_base import Label, Resource, cel, keyed
 
 Metric = Literal[
-    "errors", "refusals", "ttft", "tokensPerSecond", "feedback", "judge", "escalations", "retries", "rating", "interTokenGap", "duration",
+    "errors", "refusals", "ttft", "tokensPerSecond", "feedback", "judge", "preference", "escalations", "retries", "rating",
+    "interTokenGap", "duration",
 ]  # fmt: skip
 GuardedStage = Literal["rehearsal", "canary"]
 BOTH: Final[tuple[GuardedStage, ...]] = ("rehearsal", "canary")
@@ -42,6 +43,7 @@ METRICS: Final[dict[str, Measured]] = {
     "tokensPerSecond": Measured("ratio", higher=True),
     "feedback": Measured("rate", stages=("canary",)),
     "judge": Measured("boundedMean", higher=True, stages=("rehearsal",)),
+    "preference": Measured("boundedMean", higher=True),
     "escalations": Measured("rate", stages=("canary",)),
     "retries": Measured("rate", stages=("canary",)),
     "rating": Measured("boundedMean", higher=True, stages=("canary",), widest=4.0, bounds=(1.0, 5.0)),
@@ -50,6 +52,8 @@ METRICS: Final[dict[str, Measured]] = {
 }
 LENGTHS: Final[dict[str, Measured]] = {"longAnswers": Measured("quantile"), "shortAnswers": Measured("quantile")}
 """Drift alone looks at these, which are neither better nor worse: an answer's tokens, and one over them."""
+COMPARED: Final = frozenset({"judge", "preference"})
+"""Metrics of answers laid side by side, out of the traffic: of no step, segment or experiment."""
 RELATIVE: Final = frozenset(name for name, metric in METRICS.items() if metric.relative)
 """Metrics whose margin is a share of stable's value; the others' margins are absolute."""
 QUANTILES: Final = frozenset(name for name, metric in METRICS.items() if metric.kind == "quantile")
@@ -76,7 +80,7 @@ _MEANING: Final = (
     "filter; `ttft`: seconds to the first token; `interTokenGap`: mean seconds between the tokens of an answer; "
     "`duration`: seconds to the end of an answer; `tokensPerSecond`: all tokens by the seconds that they took; `feedback`: users with a "
     "bad mark; `escalations`, `retries`: users with one; `rating`: mean of 1 to 5 over users who rated; `judge`: judged quality of "
-    "mirrored answers, 0 to 1."
+    "mirrored answers, 0 to 1; `preference`: the candidate's share of what people preferred of two answers, 0 to 1."
 )
 
 
@@ -134,7 +138,7 @@ class Guardrail(Resource):
         gt=0,
         le=100,
         description="Tolerated worsening: relative (0.2 is 20 %) for ttft, interTokenGap, duration, tokensPerSecond; in points for rating; "
-        "absolute (0 to 1) for the others.",
+        "absolute (0 to 1) for the others. Of preference it is stable's share less the candidate's: 0.1 tolerates 55 % to 45 %.",
     )
     mode: Literal["nonInferior", "harmOnly"] = Field(
         default="harmOnly",

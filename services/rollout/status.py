@@ -64,6 +64,19 @@ class Counts(Document):
     inconsistent: int = Field(
         default=0, description="Judgements that turned with the order of the answers; they are ties."
     )
+    people: int = Field(
+        default=0, description="People who compared answers of both revisions and whose value is final."
+    )
+    comparisons: int = Field(default=0, description="Pairs of answers that they compared; both orders of one are one.")
+    comparison_ties: int = 0
+    comparisons_inconsistent: int = Field(
+        default=0, description="Of these, those that turned with the order of the answers; they are ties."
+    )
+    ordered: int = Field(
+        default=0, description="Times that somebody compared and it is known which answer was shown first."
+    )
+    candidate_first: int = Field(default=0, description="Of these, the candidate's.")
+    first_preferred: int = Field(default=0, description="Of these, the answer shown first was preferred.")
     feedback_control: int = Field(default=0, description="Users who said anything, good or bad: the response rate.")
     feedback_candidate: int = 0
     late: int = Field(default=0, description="Rows that came after their unit had closed; they change nothing.")
