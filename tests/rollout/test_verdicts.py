@@ -170,6 +170,7 @@ CASES = [
     case("canary", "lower ratings", "abort", reasons.RATING_HARMFUL, harm("rating")),
     case("canary", "more users with a bad mark", "abort", reasons.FEEDBACK_HARMFUL, harm("feedback")),
     case("rehearsal", "judged worse", "abort", reasons.JUDGE_HARMFUL, harm("judge")),
+    case(COMPARED, "people who compare answers prefer stable's", "abort", reasons.PREFERENCE_HARMFUL, harm("preference")),
     case(
         "rehearsal", "a judge is asked for, but `privacy.content` is `never`: nothing is judged", "continue", reasons.JUDGE_OFF,
         world=of(judged_but_private()),
@@ -337,7 +338,7 @@ def test_every_metric_has_its_reason() -> None:
     }
     watched = {one.row.reason for one in CASES if one.row.reason.startswith("Watch")} - {"WatchEnded"}
     assert set(reasons.WATCH.values()) == watched
-    assert set(reasons.WATCH) == {*PROMPT, *SAID} == set(reasons.HARM) - {"judge", "tokensPerSecond"}
+    assert set(reasons.WATCH) == {*PROMPT, *SAID} == set(reasons.HARM) - {"judge", "preference", "tokensPerSecond"}
 
 
 @pytest.mark.parametrize(("row", "file"), ELSEWHERE.items(), ids=lambda value: getattr(value, "reason", None))
