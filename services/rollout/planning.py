@@ -213,7 +213,7 @@ def comparing(service: LLMService) -> str | None:
         needs.append(f"about {rounded(users_needed(plan, stable))} to show equal ones not worse")
     if goal is not None:
         needs.append("as many as it takes to show the goal")
-    return f"people who compare answers: {', '.join(needs)}" if needs else None
+    return f"people who compare answers, at most: {', '.join(needs)}" if needs else None
 
 
 def margin_text(margin: float, relative: bool) -> str:

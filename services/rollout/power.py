@@ -53,8 +53,8 @@ class Stable:
     share: float = 1.0
 
 
-COMPARING: Final = Stable(spread=0.8)
-"""What is taken of people who compare answers of alike revisions: about a third of them see no difference."""
+COMPARING: Final = Stable(spread=1.0)
+"""What is taken of people who compare answers: each compares one pair, and nobody calls it a tie. Ties and more pairs need fewer people."""
 
 
 def chance_of_alarm(plan: GuardrailPlan, stable: Stable, users: float, effect: float) -> float:

@@ -242,9 +242,9 @@ def test_a_plan_says_how_many_people_must_compare() -> None:
         draw, guardrail = random.Random(seed), Guardrail(plan)
         evidence = Evidence("canary", {"preference": plan})
         evidence.guardrails["preference"] = guardrail
-        worths = [draw.choices([0.0, 1.0, 0.5], [0.57, 0.07, 0.36])[0] for _ in range(people)]
+        worths = [draw.choices([0.0, 1.0, 0.5], [0.75, 0.25, 0.0])[0] for _ in range(people)]
         evidence.fold_judgements([said(f"u{n}", worth, n, sequence=n + 1) for n, worth in enumerate(worths)])
         evidence.close_people(people + 20, 10)
         seen += guardrail.reading().harmful
-    assert seen / 60 > LIKELY - 0.2
+    assert seen / 60 > LIKELY - 0.15
     assert shown > people
