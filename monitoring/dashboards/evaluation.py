@@ -1,4 +1,4 @@
-"""Evaluation: what the gate compared offline, and what the judge says of mirrored answers."""
+"""Evaluation: what the gate compared offline, what the judge says of mirrored answers, what people prefer."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from services.common import telemetry as t
 _GATE = f'{SERVICE},metric="accuracy"'
 _GATED = f'{SERVICE},reason=~"Gate.*|Evaluation.*"'
 _JUDGE = f'{SERVICE},metric="judge"'
+_PEOPLE = f'{SERVICE},metric="preference"'
+_COMPARED = f'{SERVICE},kind="preference"'
 _BY = "service, arm"
 _NAME = "{{service}} {{arm}}"
 
@@ -55,9 +57,22 @@ JUDGE = Row("Judge: mirrored answers of the rehearsal", (
           width=12),
 ))  # fmt: skip
 
+PEOPLE = Row("People: answers compared side by side", (
+    graph("Share of the preferences", "Of stable's and the candidate's answers, over people; a tie is half of one.",
+          Query(f"{t.ROLLOUT_VALUE}{{{_PEOPLE}}}", _NAME), unit="percentunit", top=1.0),
+    graph("Comparisons", "Answers compared each second, by arm: `good` was preferred, `neutral` was not, or it was a tie.",
+          Query(rate(t.FEEDBACK, _COMPARED, "service, arm, mark"), "{{service}} {{arm}} {{mark}}")),
+    graph("Difference of the shares", "Candidate against stable, with its bounds and the margin.", *_effect(_PEOPLE)),
+    graph("Evidence for harm", "E-value over its threshold: at 1 the rollout is aborted.", Query(evidence(_PEOPLE), "{{service}}"),
+          width=12),
+    graph("Evidence for promotion", "E-value over its threshold: at 1 the candidate's answers count as no worse liked.",
+          Query(evidence(_PEOPLE, "promotion"), "{{service}}"), width=12),
+))  # fmt: skip
+
 DASHBOARD = Dashboard(
-    "understudy-evaluation", "Understudy / Evaluation", "Offline evaluations at the gate, and the judge's scores of mirrored answers.",
-    (GATE, JUDGE),
+    "understudy-evaluation", "Understudy / Evaluation",
+    "Offline evaluations at the gate, the judge's scores of mirrored answers, what people prefer.",
+    (GATE, JUDGE, PEOPLE),
     (
         Variable("namespace", f"label_values({t.LAST_LOOK}, namespace)"),
         Variable("service", f'label_values({t.LAST_LOOK}{{namespace=~"$namespace"}}, service)'),
