@@ -245,9 +245,14 @@ def describe(reading: Reading) -> str:
     bound = reading.lower if reading.direction == "lower" else reading.upper
     margin = f"{reading.margin:.0%}" if reading.relative else f"{reading.margin:g}"
     evidence = f", e-value {reading.e_harm:.3g}" if reading.e_harm is not None else ""
+    crowd = (
+        f"{reading.n_candidate} and {reading.n_control} users"
+        if metric != "preference"
+        else f"{reading.n_candidate} people"
+    )
     where = f" of segment {segment}" if segment else ""
     return (
         f"{metric}{where}: candidate {number(reading.candidate)} against {number(reading.control)}, "
         f"change {change(reading.effect)} (surely beyond {change(bound)}), margin {margin}; "
-        f"{reading.n_candidate} and {reading.n_control} users; level {1 / reading.harm_threshold:.2g}{evidence}"
+        f"{crowd}; level {1 / reading.harm_threshold:.2g}{evidence}"
     )

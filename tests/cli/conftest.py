@@ -49,6 +49,8 @@ def running(store: Store, clock: HandClock) -> RolloutRow:
     one = row(
         "r3", "3", started_at=clock.now, stage="canary", step=1, weight=50.0, stage_started_at=clock.now, gate=gate(0.91),
         counts={"usersControl": 70, "usersCandidate": 66, "pairs": 40, "judgements": 38, "inconsistent": 4, "unparsable": 2,
+                "people": 9, "comparisons": 12, "comparisonTies": 3, "comparisonsInconsistent": 1, "ordered": 10, "candidateFirst": 6,
+                "firstPreferred": 4,
                 "feedbackControl": 30, "feedbackCandidate": 28},
         conditions=[{"type": "Waiting", "status": True, "reason": "AwaitingEvidence", "message": "ttft is not yet shown"}],
     )  # fmt: skip

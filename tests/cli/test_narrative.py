@@ -100,3 +100,19 @@ def test_known_users_are_told_where_they_spared_some() -> None:
         == "800 of 1,000 users were known before, which spares about 31 % of the users needed."
     )
     assert narrative.past_text(known | {"spared": 0.02}) == narrative.past_text(reading("ttft", **TTFT)) == ""
+
+
+def test_what_people_prefer_names_people() -> None:
+    one = {
+        **reading("preference", direction="higher"),
+        "candidate": 0.38,
+        "control": 0.62,
+        "effect": -0.24,
+        "n_candidate": 40,
+    }
+    one |= {"lower": None, "upper": -0.1, "relative": False}
+    assert narrative.compared_text(one) == (
+        "Answers that people preferred: 38.0 % of the candidate, 62.0 % of stable, by 40 people; −24.0 points (at most −10.0 points)."
+    )
+    del one["control"]
+    assert narrative.compared_text(one).endswith("for 40 people.")

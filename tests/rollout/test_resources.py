@@ -36,6 +36,7 @@ spec:
         ("  rollout:\n    guardrails: [{metric: errors, margin: 0.1, quantile: 0.5}]\n", "quantile belongs to ttft"),
         ("  rollout:\n    guardrails: [{metric: rating, margin: 4}]\n", "must be below 4"),
         ("  rollout:\n    goals: {metrics: [{metric: judge}]}\n", "judge is no goal"),
+        ("  rollout:\n    guardrails: [{metric: preference, margin: 1}]\n", "must be below 1"),
         ("  rollout:\n    goals: {metrics: [{metric: errors, improvement: 1}]}\n", "must be below 1"),
         ("  rollout:\n    goals: {metrics: [{metric: ttft}, {metric: ttft}]}\n", "goals name a metric twice"),
         ("  rollout:\n    segments: [{name: a, tenants: [x]}, {name: a, tenants: [y]}]\n", "segments name one twice"),

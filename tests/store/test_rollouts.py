@@ -5,10 +5,21 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import msgspec
 import pytest
 
 from services.common.routing import Route, Target
-from services.store import AuditEntry, Command, JudgeMaterial, Judgement, RolloutRow, Store, StoreError
+from services.store import (
+    PEOPLE,
+    AuditEntry,
+    Command,
+    JudgeMaterial,
+    Judgement,
+    Preference,
+    RolloutRow,
+    Store,
+    StoreError,
+)
 
 STABLE = Target(revision="assistant-v1-7c1f", version="1", addresses=("http://127.0.0.1:1/v1",), model="m")
 UNWRITABLE: Any = object()
@@ -158,6 +169,22 @@ def material(pair: str, at: float) -> JudgeMaterial:
 
 def judgement(pair: str, candidate: float = 1.0) -> Judgement:
     return Judgement(pair, "r1", f"unit of {pair}", candidate, 0.5, "exactMatch", 100.0, sequence=0)
+
+
+def test_peoples_words_are_numbered_among_the_judgements(store: Store, now: float) -> None:
+    store.put_judgements([judgement("p1")])
+    mine = Preference(
+        pair="ab:stable", rollout="r1", unit="ada", candidate=0.5, at=now, gateway="g", boot="b", sequence=1
+    )
+    store.write([mine])
+    store.write([mine, msgspec.structs.replace(mine, candidate=1.0, sequence=2)])  # the first stays
+    store.put_judgements([judgement("p2")])
+    found = store.judgements("r1", 0)
+    assert [(one.pair, one.candidate, one.judge) for one in found] == [
+        ("p1", 1.0, "exactMatch"), ("ab:stable", 0.5, PEOPLE), ("p2", 1.0, "exactMatch"),
+    ]  # fmt: skip
+    assert [one.sequence for one in found] == sorted(one.sequence for one in found)
+    assert [gap["missing"] for gap in store.gaps()] == [0]
 
 
 def test_judged_material_is_gone_and_its_first_judgement_stays(store: Store, now: float) -> None:
