@@ -64,9 +64,9 @@ def _of_request(trace: Trace, tagged: bool) -> Iterator[Span]:
         names.ARM: trace.arm,
         names.ROLLOUT: trace.rollout,
         names.STEP: trace.step,
-        names.REVISION: last and last.row.revision,
-        names.VERSION: last and last.target.version,
-        names.STREAMED: last and last.row.streamed,
+        names.REVISION: last.row.revision if last is not None else None,
+        names.VERSION: last.target.version if last is not None else None,
+        names.STREAMED: last.row.streamed if last is not None else None,
         **content,
     }
     began, ended = _nanos(trace, trace.began), _nanos(trace, trace.ended)
