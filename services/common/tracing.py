@@ -109,6 +109,17 @@ STEP: Final = Attribute("understudy.step", "int", "Canary step, from 0; only in 
 ATTEMPT: Final = Attribute("understudy.attempt", "int", "0: the assigned arm's; 1: stable's, after that one failed.")
 OUTCOME: Final = Attribute("understudy.outcome", "string", "`ok`, `error`, `client_error`, `cancelled` or `filtered`.")
 STREAMED: Final = Attribute("understudy.streamed", "boolean", "Whether the answer was streamed.")
+COST: Final = Attribute(
+    "understudy.cost.amount",
+    "double",
+    "What it cost, as far as that is known at its end; of a request the sum of its attempts. Only where the service names prices.",
+)
+CURRENCY: Final = Attribute("understudy.cost.currency", "string", "Of the amount; ISO 4217.")
+COST_ESTIMATED: Final = Attribute(
+    "understudy.cost.estimated",
+    "boolean",
+    "True: the engine is paid by the hour, the amount its duration at the last day's price of a second. False: tokens at their price.",
+)
 
 MLFLOW_TAG: Final = "mlflow.traceTag."
 """Before an attribute of the first span: MLflow makes the rest a tag of the trace. Only where `tracing.mlflow_uri` is set."""
@@ -130,7 +141,7 @@ REQUEST: Final = SpanSpec(
     "POST {http.route}", "server",
     "One request, from its first byte until the last byte of the answer. Child of the client's span where it names one.",
     (METHOD, ROUTE, STATUS, ERROR, REQUEST_ID, CLIENT_REQUEST_ID, KEPT, SERVICE, ARM, ROLLOUT, STEP, REVISION, VERSION,
-     STREAMED, INPUT_MESSAGES, OUTPUT_MESSAGES),
+     STREAMED, COST, CURRENCY, COST_ESTIMATED, INPUT_MESSAGES, OUTPUT_MESSAGES),
 )  # fmt: skip
 ADMISSION: Final = SpanSpec(
     "admission", "internal", "Key, quotas, body, content filters and the choice of the arm.", (), (AUTHENTICATED, BODY_READ)
@@ -140,7 +151,7 @@ INFERENCE: Final = SpanSpec(
     "One attempt of one engine. The engine's own spans are its children.",
     (OPERATION, PROVIDER_NAME, REQUEST_MODEL, RESPONSE_MODEL, REVISION, VERSION, PROMPT_VERSION, ARM, ATTEMPT, OUTCOME,
      STREAMED, STATUS, ERROR, INPUT_TOKENS, OUTPUT_TOKENS, CACHED_TOKENS, TIME_TO_FIRST_TOKEN, TIME_PER_OUTPUT_TOKEN,
-     ADDRESS, PORT, INPUT_MESSAGES, OUTPUT_MESSAGES),
+     ADDRESS, PORT, COST, CURRENCY, COST_ESTIMATED, INPUT_MESSAGES, OUTPUT_MESSAGES),
     (HEADERS, FIRST_TOKEN),
 )  # fmt: skip
 STREAM: Final = SpanSpec("stream", "internal", "From the first token to the last; streamed answers.", ())

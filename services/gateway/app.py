@@ -35,6 +35,7 @@ from services.gateway.metrics import Metrics
 from services.gateway.mirror import Mirror
 from services.gateway.openai import PATHS, Completions
 from services.gateway.otlp_settings import OtlpSettings
+from services.gateway.prices import PriceList
 from services.gateway.quota import Quotas
 from services.gateway.recorder import Recorder
 from services.gateway.routes import RoutePoller, RoutingTable
@@ -160,6 +161,8 @@ async def _running(
         stack.push_async_callback(recorder.close, FLUSH_SECONDS)
         session = await stack.enter_async_context(open_session(settings.connect_seconds))
         content_key = settings.content_key.get_secret_value().encode() if settings.content_key else None
+        prices = PriceList(store, table, executor)
+        tracer = _tracer(stack, settings, otlp, metrics, clock, prices)
         mirror = Mirror(session, recorder, table, metrics, store, executor, clock, content_key)
         stack.push_async_callback(mirror.close)
         sampling = Sampling(metrics, store, executor, content_key)
@@ -171,7 +174,6 @@ async def _running(
         )  # fmt: skip
         poller.load_cache()
         _add_gauges(metrics, table, recorder, assigner, settings)
-        tracer = _tracer(stack, settings, otlp, metrics, clock)
         answered = Answered()
         app.completions = Completions(
             settings, clock=clock, keys=app.keys,
@@ -183,7 +185,7 @@ async def _running(
         desk = FeedbackDesk(store, executor, recorder, assigner, answered, metrics, table, tracer)
         _add_routes(app, table, desk, metrics, tracing=tracer is not None)
         await poller.poll()  # ready at once where the store is there
-        for run in (poller.run, recorder.run):
+        for run in (poller.run, recorder.run, *([prices.run] if tracer is not None else [])):
             stack.push_async_callback(_end, asyncio.create_task(run(), name=run.__qualname__))
         yield
 
@@ -194,6 +196,7 @@ def _tracer(
     otlp: OtlpSettings | None,
     metrics: Metrics,
     clock: Clock,
+    prices: PriceList,
 ) -> Tracer | None:
     """The tracer, its exporter at work until the stack ends; None: tracing is off."""
     if otlp is None:
@@ -208,7 +211,7 @@ def _tracer(
     exporter.start()
     metrics.read(telemetry.SPANS_EXPORTED, lambda: exporter.exported)
     metrics.read(telemetry.SPANS_DROPPED, lambda: exporter.dropped)
-    return Tracer(settings.tracing, otlp.sampler, exporter, clock, metrics.exemplified)
+    return Tracer(settings.tracing, otlp.sampler, exporter, clock, metrics.exemplified, prices.of)
 
 
 async def _end(task: asyncio.Task[None]) -> None:

@@ -67,6 +67,7 @@ def _of_request(trace: Trace, tagged: bool) -> Iterator[Span]:
         names.REVISION: last.row.revision if last is not None else None,
         names.VERSION: last.target.version if last is not None else None,
         names.STREAMED: last.row.streamed if last is not None else None,
+        **_cost(trace, *trace.tries),
         **content,
     }
     began, ended = _nanos(trace, trace.began), _nanos(trace, trace.ended)
@@ -121,6 +122,7 @@ def _inference(trace: Trace, tried: Tried, number: int, content: Attributes) -> 
         names.TIME_PER_OUTPUT_TOKEN: row.gap_mean,
         names.ADDRESS: tried.host,
         names.PORT: tried.port,
+        **_cost(trace, tried),
         **content,
     }
     name, span_id = f"{operation} {row.service}", trace.child(2 + 2 * number)
@@ -134,6 +136,17 @@ def _inference(trace: Trace, tried: Tried, number: int, content: Attributes) -> 
     if row.outcome == "error":
         span.status.CopyFrom(Status(code=Status.STATUS_CODE_ERROR, message=row.error or ""))
     return span
+
+
+def _cost(trace: Trace, *tries: Tried) -> Attributes:
+    amount = trace.cost(*tries)
+    if amount is None or trace.price is None:
+        return {}
+    return {
+        names.COST: amount,
+        names.CURRENCY: trace.price.currency,
+        names.COST_ESTIMATED: trace.price.estimated,
+    }
 
 
 def _of_feedback(told: Told) -> Span:
@@ -208,7 +221,7 @@ def _pair(key: str, value: Value) -> KeyValue:
 _known_pair = lru_cache(maxsize=4096, typed=True)(_pair)
 _VARIED: Final = frozenset(
     {
-        names.REQUEST_ID, names.CLIENT_REQUEST_ID, names.TIME_TO_FIRST_TOKEN, names.TIME_PER_OUTPUT_TOKEN,
+        names.REQUEST_ID, names.CLIENT_REQUEST_ID, names.TIME_TO_FIRST_TOKEN, names.TIME_PER_OUTPUT_TOKEN, names.COST,
         names.INPUT_MESSAGES, names.OUTPUT_MESSAGES, names.EVALUATION_EXPLANATION,
     }
 )  # fmt: skip

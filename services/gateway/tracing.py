@@ -23,6 +23,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from services.common.clock import Clock
+from services.common.pricing import Price
 from services.common.routing import Target
 from services.common.wire import ApiError
 from services.gateway.assignment import Placement
@@ -134,6 +135,8 @@ class Trace(Struct, eq=False, gc=False):
     """Those that an answer must go through before it is shown."""
     marks: frozenset[str] = frozenset()
     """Feedback that was told already."""
+    price: Price | None = None
+    """The service's when the trace was exported."""
 
     def context(self, number: int) -> dict[str, str]:
         """Headers for the engine of attempt `number`."""
@@ -185,6 +188,19 @@ class Trace(Struct, eq=False, gc=False):
         ends = [tried.began + tried.row.ttft for tried in self.tries if tried.row.ttft is not None]
         return ends[-1] - self.began if ends else 0.0
 
+    def cost(self, *tries: Tried) -> float | None:
+        """What these attempts cost; None where that is not known of each."""
+        if self.price is None or not tries:
+            return None
+        total = 0.0
+        for one in tries:
+            row, engine = one.row, one.target.engine or one.target.model
+            amount = self.price.of(engine, row.duration, row.tokens_in, one.tokens_cached, row.tokens_out)
+            if amount is None:
+                return None
+            total += amount
+        return total
+
     @property
     def spans(self) -> int:
         """How many spans will be made of it."""
@@ -235,7 +251,7 @@ class Outlet(Protocol):
 
 
 class Tracer:
-    """Makes traces and decides which are kept; `exemplified` is told of each attempt in one that is."""
+    """Makes traces and decides which are kept; `exemplified` is told of each attempt in one that is. `price`: a service's."""
 
     def __init__(
         self,
@@ -244,9 +260,10 @@ class Tracer:
         outlet: Outlet,
         clock: Clock,
         exemplified: Callable[[Observation, str], None],
+        price: Callable[[str], Price | None],
     ) -> None:
         self._rules, self._sampler, self._outlet, self._clock = rules, sampler, outlet, clock
-        self._exemplified = exemplified
+        self._exemplified, self._price = exemplified, price
         self._recent: OrderedDict[str, Trace] = OrderedDict()
         self._content = 0
 
@@ -317,6 +334,7 @@ class Tracer:
 
     def _export(self, trace: Trace, kept: Kept) -> None:
         trace.kept = kept
+        trace.price = self._price(trace.service) if trace.service is not None else None
         for tried in trace.tries:
             self._exemplified(tried.row, trace.trace_id)
         self._outlet.put(trace)

@@ -1,5 +1,5 @@
-"""Tells the metrics what a service costs. Run by the controller beside the looks, one task for each service with prices: no look waits for
-it or asks for it.
+"""Tells the metrics what a service costs, and the gateways what its requests cost now. Run by the controller beside the looks, one task for
+each service with prices: no look waits for it or asks for it.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Final
 
 from services.common import telemetry as names
-from services.common.clock import DAY, turn
+from services.common.clock import DAY, HOUR, turn
+from services.common.pricing import Price, document_of, key_of
 from services.rollout.cost_report import Interval, Report, day_start, reach, report
-from services.rollout.costing import Prices, began, grouped, prices_of, spread, total
+from services.rollout.costing import Prices, began, grouped, prices_of, second_prices, spread, total
 from services.rollout.metrics import Sample
 from services.rollout.resources import LLMService
 from services.rollout.resources_cost import Cost
@@ -36,6 +37,7 @@ class CostTeller:
     ) -> None:
         self._name, self._cost, self._store, self._tell = service.name, cost, store, tell
         self._slow: list[Sample] = []
+        self._seconds: dict[str, float] = {}
         self._readings = 0
 
     async def run(self, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
@@ -49,7 +51,7 @@ class CostTeller:
             await sleep(PERIOD)
 
     def read(self) -> list[Sample]:
-        """What is to be told now. Raises StoreError."""
+        """What is to be told the metrics now; the gateways' price is in the store. Raises StoreError."""
         now = self._store.now()
         whole = self._readings % WHOLE == 0
         since = reach(now - WINDOW, now) if whole else day_start(now)
@@ -59,8 +61,19 @@ class CostTeller:
             marks = self._store.marks(self._name, now - WINDOW, now)
             found = report(records, prices, marks, now - WINDOW, now)
             self._slow = [] if found is None else list(_lasting(found))
+            until = now // HOUR * HOUR
+            self._seconds = second_prices(records, [(now, self._cost)], until - DAY, until)
         self._readings += 1
+        self._store.keep_state(key_of(self._name), now, document_of(self._price(now)))
         return [*_today(self._cost, records, prices, now), *self._slow]
+
+    def _price(self, now: float) -> Price:
+        """At what traces reckon: at present prices, and as busy as the engines were in the last day."""
+        tokens = self._cost.per_million_tokens
+        if tokens is None:
+            return Price(at=now, currency=self._cost.currency, seconds=self._seconds)
+        each = (tokens.of(1, 0, 0), tokens.of(1, 1, 0), tokens.of(0, 0, 1))
+        return Price(at=now, currency=self._cost.currency, tokens=each)
 
 
 def _today(cost: Cost, records: CostRecords, prices: Prices, now: float) -> Iterator[Sample]:

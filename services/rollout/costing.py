@@ -116,6 +116,16 @@ def rates(records: CostRecords, prices: Prices, since: float, until: float) -> l
     return found
 
 
+def second_prices(records: CostRecords, prices: Prices, since: float, until: float) -> dict[str, float]:
+    """What one second of a request cost of each engine in [since, until), idle hours left out: its price as long as the hour runs."""
+    sums: defaultdict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for hour in _hours(records, prices, since, until):
+        if hour.usage:
+            sums[hour.engine][0] += hour.replicas
+            sums[hour.engine][1] += hour.seconds
+    return {engine: cost / seconds for engine, (cost, seconds) in sums.items() if seconds}
+
+
 @dataclass(frozen=True, slots=True)
 class _Hour:
     """One engine's hour."""

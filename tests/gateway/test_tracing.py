@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import aiohttp
@@ -13,9 +14,11 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from services.common import tracing as names
+from services.common.pricing import STALE_SECONDS, Price, document_of, key_of
 from services.common.routing import ContentFilter, Route, Rules
 from services.common.tracing import Attribute
 from services.gateway.otlp_settings import OtlpSettings
+from services.gateway.prices import PriceList
 from services.gateway.trace_exporter import TraceExporter
 from services.gateway.tracing import Sampler, Told
 from tests.fakes.collector import Collector, Span, collect
@@ -122,6 +125,57 @@ async def test_every_name_is_in_the_vocabulary(
     declared = {str(attribute) for spec in names.SPANS for attribute in spec.attributes}
     declared |= {str(key) for spec in names.SPANS for event in spec.events for key in event.attributes}
     assert declared == known  # each is in the reference page
+
+
+async def test_attempts_and_requests_carry_their_cost_where_the_controller_told_prices(
+    start: Any, canary: Route, stable: Engine, candidate: Engine, collector: Collector, store: Any
+) -> None:
+    candidate.behaviour = Behaviour(status=500)
+    hourly = Price(at=store.now(), currency="EUR", seconds={"assistant-v1-aaaa": 2.0, "assistant-v2-bbbb": 1.0})
+    store.keep_state(key_of("assistant"), store.now(), document_of(hourly))
+    gateway = await start(canary, otlp=otlp(collector))
+    await priced(gateway)
+    for user in range(12):
+        await ask(gateway, user=f"user-{user}")
+    failed = await until(lambda: [span for span in collector.named("chat assistant") if span.failed])
+    spans = mine(collector.spans, failed[0].trace_id)
+    [root] = [span for span in spans if span.kind == "server"]
+    first, second = (span for span in spans if span.name == "chat assistant")
+    costs = [span.attributes["understudy.cost.amount"] for span in (first, second, root)]
+    assert costs[0] == pytest.approx((first.end - first.start) / 1e9, abs=1e-3)
+    assert costs[1] == pytest.approx(2 * (second.end - second.start) / 1e9, abs=1e-3)
+    assert costs[2] == pytest.approx(costs[0] + costs[1])
+    for span in (root, first, second):
+        assert (span.attributes["understudy.cost.currency"], span.attributes["understudy.cost.estimated"]) == (
+            "EUR",
+            True,
+        )
+    assert not any("understudy.cost.amount" in span.attributes for span in collector.named("admission"))
+
+
+async def test_tokens_cost_their_price_and_an_old_price_is_none(
+    start: Any, idle: Route, collector: Collector, store: Any, tmp_path: Any
+) -> None:
+    by_token = Price(at=store.now(), currency="USD", tokens=(1e-3, 1e-4, 1e-2))
+    store.keep_state(key_of("assistant"), store.now(), document_of(by_token))
+    gateway = await start(idle, otlp=otlp(collector))
+    await priced(gateway)
+    await ask(gateway)
+    [root] = await until(lambda: collector.named("POST /v1/chat/completions"))
+    assert root.attributes["understudy.cost.amount"] == pytest.approx(7 * 1e-3 + 6 * 1e-2)
+    assert root.attributes["understudy.cost.estimated"] is False
+    old = msgspec.structs.replace(by_token, at=store.now() - 7_200)
+    store.keep_state(key_of("assistant"), store.now(), document_of(old))
+    reader = PriceList(store, gateway.app.completions._table, ThreadPoolExecutor(1))
+    assert reader._read(["assistant"], store.now() - STALE_SECONDS) == {}
+
+
+async def priced(gateway: RunningGateway) -> None:
+    """The gateway has read the service's price."""
+    assert gateway.app.completions is not None
+    tracer = gateway.app.completions._tracer
+    assert tracer is not None
+    await until(lambda: tracer._price("assistant"))
 
 
 async def test_a_fallback_is_two_attempts_in_one_trace(

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from services.common import telemetry as names
+from services.common.clock import HOUR
+from services.common.pricing import key_of, price_of
 from services.common.routing import Experiment, Group, Route, Target
 from services.rollout.bookkeeping import Bookkeeper, claimed, shared
 from services.rollout.cost_telling import CostTeller
@@ -153,6 +155,43 @@ def test_what_is_told_of_today(store: Store, clock: HandClock) -> None:
     later = told(teller.read())  # a new day; the week is not read again yet
     assert ("understudy_cost_today", "v1", "idle", "idle") not in later
     assert later["understudy_cost_per_thousand_answers",] == pytest.approx(39_000)
+
+
+def test_gateways_are_told_what_a_second_of_each_engine_cost_in_the_last_day(store: Store, clock: HandClock) -> None:
+    start = clock.now // HOUR * HOUR
+    service = resource({"currency": "EUR", "perReplicaHour": 3})
+    assert service.spec.cost is not None
+    store.note_replicas("assistant", {"v1": 2}, {"prompt-v2": "v1"}, start - 2 * DAY)
+    asked: dict[str, Any] = {"rollout": None, "arm": "stable"}
+    rows = [
+        observation(start - DAY - 60, revision="v1", duration=500.0, **asked),  # of before the day
+        observation(start + 60, revision="v1", duration=20.0, **asked),
+        observation(start + 61, revision="prompt-v2", duration=10.0, **asked),
+        observation(
+            start + 2 * HOUR + 60, revision="v1", duration=30.0, **asked
+        ),  # the hour between cost nobody anything
+        observation(start + 3 * HOUR + 60, revision="v1", duration=500.0, **asked),  # of the running hour
+    ]
+    store.write(rows)
+    clock.now = start + 3.5 * HOUR
+    CostTeller(service, service.spec.cost, store, lambda *_: None).read()
+    price = price_of(store.evidence(key_of("assistant")))
+    assert price is not None
+    assert (price.at, price.currency, price.estimated) == (pytest.approx(clock.now), "EUR", True)
+    assert price.seconds == pytest.approx({"v1": 12 / 60})
+    assert price.of("v1", 5.0, None, None, None) == pytest.approx(1.0)
+    assert price.of("v3", 5.0, 10, 0, 10) is None  # it has no hour yet
+
+
+def test_gateways_are_told_the_price_of_tokens_where_that_is_what_is_paid(store: Store) -> None:
+    service = resource({"perMillionTokens": {"input": 2.0, "cachedInput": 0.5, "output": 8.0}})
+    assert service.spec.cost is not None
+    CostTeller(service, service.spec.cost, store, lambda *_: None).read()
+    price = price_of(store.evidence(key_of("assistant")))
+    assert price is not None
+    assert not price.estimated
+    assert price.of("any", 1.0, 1_000, 400, 100) == pytest.approx((600 * 2 + 400 * 0.5 + 100 * 8) / 1e6)
+    assert price.of("any", 1.0, None, None, None) is None
 
 
 def test_what_was_told_goes_with_the_service() -> None:
