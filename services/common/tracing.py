@@ -90,7 +90,9 @@ EVALUATION_EXPLANATION: Final = Attribute(
 )
 
 # The platform's own
-REQUEST_ID: Final = Attribute("understudy.request.id", "string", "The answer's `x-request-id`.")
+REQUEST_ID: Final = Attribute(
+    "understudy.request.id", "string", "The answer's `x-request-id`; of a mirrored copy its own."
+)
 CLIENT_REQUEST_ID: Final = Attribute("understudy.client_request.id", "string", "The client's own `x-request-id`.")
 KEPT: Final = Attribute(
     "understudy.trace.kept", "string", "Why the trace is here: `sampled`, `error`, `slow` or `feedback`."
@@ -108,6 +110,8 @@ ROLLOUT: Final = Attribute("understudy.rollout", "string", "The rollout or exper
 STEP: Final = Attribute("understudy.step", "int", "Canary step, from 0; only in a rollout.")
 ATTEMPT: Final = Attribute("understudy.attempt", "int", "0: the assigned arm's; 1: stable's, after that one failed.")
 OUTCOME: Final = Attribute("understudy.outcome", "string", "`ok`, `error`, `client_error`, `cancelled` or `filtered`.")
+KIND: Final = Attribute("understudy.kind", "string", "Of a mirrored copy: `mirror`.")
+PAIR: Final = Attribute("understudy.pair", "string", "Of a mirrored copy: the id of the request that was copied.")
 STREAMED: Final = Attribute("understudy.streamed", "boolean", "Whether the answer was streamed.")
 COST: Final = Attribute(
     "understudy.cost.amount",
@@ -154,6 +158,14 @@ INFERENCE: Final = SpanSpec(
      ADDRESS, PORT, COST, CURRENCY, COST_ESTIMATED, INPUT_MESSAGES, OUTPUT_MESSAGES),
     (HEADERS, FIRST_TOKEN),
 )  # fmt: skip
+MIRROR: Final = SpanSpec(
+    "mirror {gen_ai.operation.name} {gen_ai.request.model}", "client",
+    "One copy of the request in a rehearsal, to the candidate or to stable (arm `control`), after its answer: nobody got this one.",
+    (KIND, PAIR, REQUEST_ID, OPERATION, PROVIDER_NAME, REQUEST_MODEL, RESPONSE_MODEL, REVISION, VERSION, PROMPT_VERSION, ARM,
+     OUTCOME, STREAMED, STATUS, ERROR, INPUT_TOKENS, OUTPUT_TOKENS, CACHED_TOKENS, TIME_TO_FIRST_TOKEN, TIME_PER_OUTPUT_TOKEN,
+     ADDRESS, PORT, COST, CURRENCY, COST_ESTIMATED, OUTPUT_MESSAGES),
+    (HEADERS, FIRST_TOKEN),
+)  # fmt: skip
 STREAM: Final = SpanSpec("stream", "internal", "From the first token to the last; streamed answers.", ())
 FEEDBACK: Final = SpanSpec(
     "feedback {gen_ai.evaluation.name}", "internal",
@@ -162,5 +174,5 @@ FEEDBACK: Final = SpanSpec(
     (EVALUATION,),
 )  # fmt: skip
 
-SPANS: Final = (REQUEST, ADMISSION, INFERENCE, STREAM, FEEDBACK)
+SPANS: Final = (REQUEST, ADMISSION, INFERENCE, MIRROR, STREAM, FEEDBACK)
 """All of them, parents first."""

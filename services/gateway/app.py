@@ -163,7 +163,7 @@ async def _running(
         content_key = settings.content_key.get_secret_value().encode() if settings.content_key else None
         prices = PriceList(store, table, executor)
         tracer = _tracer(stack, settings, otlp, metrics, clock, prices)
-        mirror = Mirror(session, recorder, table, metrics, store, executor, clock, content_key)
+        mirror = Mirror(session, recorder, table, metrics, store, executor, clock, content_key, tracer)
         stack.push_async_callback(mirror.close)
         sampling = Sampling(metrics, store, executor, content_key)
         stack.push_async_callback(sampling.close)

@@ -2,7 +2,8 @@
 
 One request of each sampled unit is copied after its live answer has ended, to both revisions one after the other, in an order drawn by
 hash, so that both meet the same load and each is first equally often. Rows of kind `mirror`; prompt and answers, where the service says
-so, encrypted for the judge. Called by the hot path, which never waits for it; more than the declared number of pairs are dropped.
+so, encrypted for the judge. Spans belong to the live request's trace. Called by the hot path, which never waits for it; more than the
+declared number of pairs are dropped.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from services.gateway.recorder import Recorder
 from services.gateway.requests import ModelRequest
 from services.gateway.routes import Entry, RoutingTable
 from services.gateway.rows import observation
+from services.gateway.tracing import COPIES, Trace, Tracer, Tried, tried
 from services.gateway.upstream import Attempt
 from services.store import JudgeMaterial, Store, StoreError
 from services.store.records import Outcome
@@ -58,6 +60,7 @@ class Copy:
     unit: str
     tenant: str
     key: str
+    trace: Trace | None
 
 
 class Mirror:
@@ -73,6 +76,7 @@ class Mirror:
         executor: Executor,
         clock: Clock,
         content_key: bytes | None,
+        tracer: Tracer | None,
     ) -> None:
         self._session = session
         self._recorder = recorder
@@ -81,6 +85,7 @@ class Mirror:
         self._store = store
         self._executor = executor
         self._clock = clock
+        self._tracer = tracer
         self._cipher = Fernet(content_key) if content_key else None
         self._pairs: dict[asyncio.Task[None], str] = {}
         self._mirrored: OrderedDict[tuple[str, str], None] = OrderedDict()
@@ -125,21 +130,30 @@ class Mirror:
         if bucket_of(copy.entry.mirror_salt, copy.request_id, "order") >= BUCKETS // 2:
             sides.reverse()
         answers: dict[Arm, str] = {}
-        for arm, target in sides:
-            text = await self._answer(copy, arm, target, keep_text=content)
-            if text is not None:
-                answers[arm] = text
+        spans: list[Tried] = []
+        try:
+            for arm, target in sides:
+                text = await self._answer(copy, arm, target, spans, keep_text=content)
+                if text is not None:
+                    answers[arm] = text
+        finally:
+            if spans and self._tracer is not None and copy.trace is not None:
+                self._tracer.mirrored(copy.trace, tuple(spans))
         if content and len(answers) == 2:
             shown = {arm: sift_answer(copy.entry.answer_filters, text) for arm, text in answers.items()}
             await self._keep(copy, Content(copy.request.last_prompt(), shown["candidate"], shown["control"]))
 
-    async def _answer(self, copy: Copy, arm: Arm, target: Target, *, keep_text: bool) -> str | None:
-        """One copy's answer, recorded; None where it failed."""
-        route = copy.entry.route
+    async def _answer(self, copy: Copy, arm: Arm, target: Target, spans: list[Tried], *, keep_text: bool) -> str | None:
+        """One copy's answer, recorded and added to `spans`; None where it failed."""
+        route, trace = copy.entry.route, copy.trace
+        traces_content = trace is not None and trace.may_keep_content
         urls = copy.entry.urls(target, copy.request.endpoint)
         request_id = uuid7()
         started_at = self._table.store_time()
-        attempt = Attempt(copy.request, target, urls, self._clock, streamed=True, keep_text=keep_text)
+        attempt = Attempt(
+            copy.request, target, urls, self._clock, streamed=True, keep_text=keep_text or traces_content,
+            context=trace.context(COPIES + len(spans)) if trace is not None else None,
+        )  # fmt: skip
         outcome: Outcome = "ok"
         try:
             async with asyncio.timeout(route.total_time):
@@ -173,6 +187,8 @@ class Mirror:
         )
         self._recorder.record(row)
         self._metrics.observed(row, cached=attempt.meter.tokens_cached)
+        if trace is not None:
+            spans.append(tried(row, attempt, keep_content=traces_content))
         return attempt.meter.text if attempt.failure is None else None
 
     async def _keep(self, copy: Copy, content: Content) -> None:

@@ -240,7 +240,15 @@ class Completions:
             await attempt.finish()
             caller = call.caller
             self._mirror.offer(
-                Copy(call.request, call.request_id, call.entry, call.placement.unit, caller.tenant, caller.name)
+                Copy(
+                    call.request,
+                    call.request_id,
+                    call.entry,
+                    call.placement.unit,
+                    caller.tenant,
+                    caller.name,
+                    call.trace,
+                )
             )
             if call.sample is not None and attempt.failure is None:
                 self._sample(call, call.sample, attempt)

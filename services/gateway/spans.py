@@ -19,7 +19,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from services.common import tracing as names
 from services.common.tracing import Attribute, EventSpec, SpanSpec
 from services.gateway.content_filters import Filters, sift_answer
-from services.gateway.tracing import Told, Trace, Tried
+from services.gateway.tracing import COPIES, Item, Mirrored, Told, Trace, Tried
 
 Value = str | bool | int | float
 Attributes = dict[Attribute, Value | None]
@@ -33,7 +33,7 @@ _SAMPLED: Final = 1  # the flag in `flags`
 _whole = msgspec.json.Decoder(dict[str, Any])
 
 
-def encode(items: Iterable[Trace | Told], resource: Mapping[str, str], *, tagged: bool) -> bytes:
+def encode(items: Iterable[Item], resource: Mapping[str, str], *, tagged: bool) -> bytes:
     """The body of one export. `resource`: attributes of this process; `tagged`: also MLflow's tags of a trace."""
     request = ExportTraceServiceRequest()
     group = request.resource_spans.add()
@@ -41,7 +41,10 @@ def encode(items: Iterable[Trace | Told], resource: Mapping[str, str], *, tagged
     scope = group.scope_spans.add()
     scope.scope.name = names.SCOPE
     for item in items:
-        scope.spans.extend(_of_request(item, tagged) if isinstance(item, Trace) else [_of_feedback(item)])
+        if isinstance(item, Trace):
+            scope.spans.extend(_of_request(item, tagged))
+        else:
+            scope.spans.extend(_of_copies(item) if isinstance(item, Mirrored) else [_of_feedback(item)])
     body: bytes = request.SerializeToString()
     return body
 
@@ -80,12 +83,18 @@ def _of_request(trace: Trace, tagged: bool) -> Iterator[Span]:
     yield span
     yield _admission(trace)
     for number, tried in enumerate(trace.tries):
-        yield _inference(trace, tried, number, content if tried is last else {})
-        if tried.row.ttft is not None:
-            began = _nanos(trace, tried.began + tried.row.ttft)
-            ended = _nanos(trace, tried.began + tried.row.duration)
-            inference, stream = trace.child(2 + 2 * number), trace.child(3 + 2 * number)
-            yield _span(names.STREAM, trace, "stream", stream, inference, began, ended, {})
+        own: Attributes = {names.ATTEMPT: tried.row.attempt, **(content if tried is last else {})}
+        yield from _of_attempt(names.INFERENCE, trace, tried, number, own)
+
+
+def _of_copies(mirrored: Mirrored) -> Iterator[Span]:
+    """Answers of copies go in where the request's own may; the prompt is the request's."""
+    trace = mirrored.trace
+    for number, copy in enumerate(mirrored.copies, COPIES):
+        own: Attributes = {names.KIND: copy.row.kind, names.PAIR: copy.row.pair, names.REQUEST_ID: copy.row.request_id}
+        if copy.answer is not None:
+            own[names.OUTPUT_MESSAGES] = _said(copy.answer, trace.filters)
+        yield from _of_attempt(names.MIRROR, trace, copy, number, own)
 
 
 def _admission(trace: Trace) -> Span:
@@ -99,7 +108,8 @@ def _admission(trace: Trace) -> Span:
     return span
 
 
-def _inference(trace: Trace, tried: Tried, number: int, content: Attributes) -> Span:
+def _of_attempt(spec: SpanSpec, trace: Trace, tried: Tried, number: int, own: Attributes) -> Iterator[Span]:
+    """`own`: attributes of this kind of attempt alone."""
     row, operation = tried.row, names.OPERATIONS[trace.path]
     attributes: Attributes = {
         names.OPERATION: operation,
@@ -110,7 +120,6 @@ def _inference(trace: Trace, tried: Tried, number: int, content: Attributes) -> 
         names.VERSION: tried.target.version,
         names.PROMPT_VERSION: tried.target.version if tried.target.system_prompt else None,
         names.ARM: row.arm,
-        names.ATTEMPT: row.attempt,
         names.OUTCOME: row.outcome,
         names.STREAMED: row.streamed,
         names.STATUS: row.status,
@@ -123,11 +132,13 @@ def _inference(trace: Trace, tried: Tried, number: int, content: Attributes) -> 
         names.ADDRESS: tried.host,
         names.PORT: tried.port,
         **_cost(trace, tried),
-        **content,
+        **own,
     }
     name, span_id = f"{operation} {row.service}", trace.child(2 + 2 * number)
+    if spec is names.MIRROR:
+        name = f"mirror {name}"
     began, ended = _nanos(trace, tried.began), _nanos(trace, tried.began + row.duration)
-    span = _span(names.INFERENCE, trace, name, span_id, trace.span_id, began, ended, attributes)
+    span = _span(spec, trace, name, span_id, trace.span_id, began, ended, attributes)
     if tried.headers is not None:
         _event(span, names.HEADERS, _nanos(trace, tried.headers), {})
     if row.ttft is not None:
@@ -135,7 +146,10 @@ def _inference(trace: Trace, tried: Tried, number: int, content: Attributes) -> 
         _event(span, names.FIRST_TOKEN, first, {names.TIME_TO_FIRST_TOKEN: row.ttft})
     if row.outcome == "error":
         span.status.CopyFrom(Status(code=Status.STATUS_CODE_ERROR, message=row.error or ""))
-    return span
+    yield span
+    if row.ttft is not None:
+        stream = trace.child(3 + 2 * number)
+        yield _span(names.STREAM, trace, "stream", stream, span_id, _nanos(trace, tried.began + row.ttft), ended, {})
 
 
 def _cost(trace: Trace, *tries: Tried) -> Attributes:
@@ -221,7 +235,7 @@ def _pair(key: str, value: Value) -> KeyValue:
 _known_pair = lru_cache(maxsize=4096, typed=True)(_pair)
 _VARIED: Final = frozenset(
     {
-        names.REQUEST_ID, names.CLIENT_REQUEST_ID, names.TIME_TO_FIRST_TOKEN, names.TIME_PER_OUTPUT_TOKEN, names.COST,
+        names.REQUEST_ID, names.CLIENT_REQUEST_ID, names.PAIR, names.TIME_TO_FIRST_TOKEN, names.TIME_PER_OUTPUT_TOKEN, names.COST,
         names.INPUT_MESSAGES, names.OUTPUT_MESSAGES, names.EVALUATION_EXPLANATION,
     }
 )  # fmt: skip
@@ -235,9 +249,12 @@ def _content(trace: Trace, last: Tried | None) -> Attributes:
     messages = [_message(role, text) for role, text in _prompt(trace.prompt)]
     found: Attributes = {names.INPUT_MESSAGES: msgspec.json.encode(messages).decode()}
     if last is not None and last.answer is not None:
-        answer = _message("assistant", _answer(last.answer, trace.filters))
-        found[names.OUTPUT_MESSAGES] = msgspec.json.encode([answer]).decode()
+        found[names.OUTPUT_MESSAGES] = _said(last.answer, trace.filters)
     return found
+
+
+def _said(answer: str | bytes, filters: Filters) -> str:
+    return msgspec.json.encode([_message("assistant", _answer(answer, filters))]).decode()
 
 
 def _message(role: str, text: str) -> dict[str, Any]:

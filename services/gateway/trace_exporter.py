@@ -26,7 +26,7 @@ from services.common import events
 from services.common.clock import rfc3339
 from services.gateway.otlp_settings import OtlpSettings
 from services.gateway.spans import encode
-from services.gateway.tracing import Told, Trace
+from services.gateway.tracing import Item, Told, Trace
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class TraceExporter:
     def __init__(self, settings: OtlpSettings, mlflow_uri: str | None = None) -> None:
         self._settings = settings
         self._mlflow = mlflow_uri.rstrip("/") if mlflow_uri else None
-        self._queue: deque[Trace | Told] = deque()
+        self._queue: deque[Item] = deque()
         self._waiting = 0
         self._wake = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "traces")
@@ -72,7 +72,7 @@ class TraceExporter:
         self.exported = 0
         self.dropped = 0
 
-    def put(self, item: Trace | Told) -> None:
+    def put(self, item: Item) -> None:
         """Queues it, or drops it where the queue is full."""
         if self._waiting + item.spans > self._settings.queue:
             self._drop([item])
@@ -108,9 +108,9 @@ class TraceExporter:
                 return
             self._wake.clear()
 
-    def _take(self, spans: int) -> list[Trace | Told]:
+    def _take(self, spans: int) -> list[Item]:
         """Items of about so many spans, at least one."""
-        taken: list[Trace | Told] = []
+        taken: list[Item] = []
         while self._queue and spans > 0:
             item = self._queue.popleft()
             self._waiting -= item.spans
@@ -118,7 +118,7 @@ class TraceExporter:
             taken.append(item)
         return taken
 
-    async def _export(self, items: list[Trace | Told]) -> None:
+    async def _export(self, items: list[Item]) -> None:
         loop, count = asyncio.get_running_loop(), sum(item.spans for item in items)
         try:
             body = await loop.run_in_executor(self._thread, self._encoded, items)
@@ -145,7 +145,7 @@ class TraceExporter:
         if self._mlflow is not None:
             await self._assess([item for item in items if isinstance(item, Told)])
 
-    def _encoded(self, items: Sequence[Trace | Told]) -> bytes:
+    def _encoded(self, items: Sequence[Item]) -> bytes:
         body = encode(items, self._settings.resource, tagged=self._mlflow is not None)
         return gzip.compress(body, 1) if self._settings.compression == "gzip" else body
 
@@ -212,7 +212,7 @@ class TraceExporter:
         await self._post(url, dict(self._settings.headers) if same else {}, json={"assessment": assessment})
         return 0
 
-    def _drop(self, items: Sequence[Trace | Told]) -> None:
+    def _drop(self, items: Sequence[Item]) -> None:
         self.dropped += sum(item.spans for item in items)
 
 

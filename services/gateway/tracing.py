@@ -6,6 +6,7 @@ tracing nothing of this module is used: the hot path has None in place of a `Tra
     head sampling      by the trace's id, or as the client's `traceparent` says; decided at the start, told to the engine
     always             failures, slow requests, and those that a user marks as bad: decided when that is known
     held               every other trace for a while, in a buffer of bounded size, in case a bad mark comes
+    copies             of a rehearsal go with the request's trace; where one failed, they bring it
 
 A trace's id is the request's own id, unless the client brought one; so feedback finds the trace of a request that another gateway answered.
 """
@@ -42,6 +43,8 @@ STATE_LENGTH: Final = 512
 _PARENT: Final = re.compile(rb"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 _RANDOM_DIGITS: Final = 14
 """Digits at the end of a trace's id that are random (W3C Trace Context, level 2)."""
+COPIES: Final = 3
+"""Number of the first mirrored copy's attempt; a request has two of its own at most."""
 _SAMPLERS: Final = ("always_on", "always_off", "traceidratio")
 
 
@@ -92,6 +95,18 @@ class Tried(Struct, frozen=True, gc=False):
     """Text of a stream as the engine sent it, body of a whole answer; None where it may not be kept."""
 
 
+def tried(row: Observation, attempt: Attempt, *, keep_content: bool) -> Tried:
+    """What is left of an attempt that has ended."""
+    answer: str | bytes | None = None
+    if keep_content and row.outcome in ("ok", "cancelled"):
+        answer = attempt.meter.text if attempt.streamed else attempt.body
+    url = attempt.url
+    return Tried(
+        row, attempt.began, attempt.headers_at, attempt.target, url.host if url else None, url.port if url else None,
+        attempt.meter.tokens_cached, answer,
+    )  # fmt: skip
+
+
 def _own_ids(request_id: str) -> tuple[str, str]:
     """Ids of the trace that a request begins, and of its first span."""
     trace_id = request_id.replace("-", "")
@@ -127,6 +142,8 @@ class Trace(Struct, eq=False, gc=False):
     step: int | None = None
     client_request_id: str | None = None
     tries: tuple[Tried, ...] = ()
+    copies: tuple[Tried, ...] = ()
+    """Mirrored ones that wait to be exported."""
     kept: Kept | None = None
     may_keep_content: bool = False
     prompt: bytes | None = None
@@ -139,7 +156,7 @@ class Trace(Struct, eq=False, gc=False):
     """The service's when the trace was exported."""
 
     def context(self, number: int) -> dict[str, str]:
-        """Headers for the engine of attempt `number`."""
+        """Headers for the engine of attempt `number`; mirrored copies count on from `COPIES`."""
         flags = "01" if self.sampled else "00"
         headers = {"traceparent": f"00-{self.trace_id}-{self.child(2 + 2 * number)}-{flags}"}
         if self.state is not None:
@@ -163,15 +180,7 @@ class Trace(Struct, eq=False, gc=False):
 
     def tried(self, row: Observation, attempt: Attempt) -> None:
         """An attempt has ended."""
-        answer: str | bytes | None = None
-        if self.may_keep_content and row.outcome in ("ok", "cancelled"):
-            answer = attempt.meter.text if attempt.streamed else attempt.body
-        url = attempt.url
-        tried = Tried(
-            row, attempt.began, attempt.headers_at, attempt.target, url.host if url else None, url.port if url else None,
-            attempt.meter.tokens_cached, answer,
-        )  # fmt: skip
-        self.tries = (*self.tries, tried)
+        self.tries = (*self.tries, tried(row, attempt, keep_content=self.may_keep_content))
 
     def refused(self, error: ApiError) -> None:
         """The client is told this error."""
@@ -180,12 +189,12 @@ class Trace(Struct, eq=False, gc=False):
     @property
     def failed(self) -> bool:
         """Whether gateway or an engine failed; a candidate's failure counts, though stable answered."""
-        return self.status >= 500 or any(tried.row.outcome == "error" for tried in self.tries)
+        return self.status >= 500 or _any_failed(self.tries)
 
     @property
     def seconds_to_first_token(self) -> float:
         """From the request's arrival, over all attempts; 0 where no token came."""
-        ends = [tried.began + tried.row.ttft for tried in self.tries if tried.row.ttft is not None]
+        ends = [one.began + one.row.ttft for one in self.tries if one.row.ttft is not None]
         return ends[-1] - self.began if ends else 0.0
 
     def cost(self, *tries: Tried) -> float | None:
@@ -204,19 +213,39 @@ class Trace(Struct, eq=False, gc=False):
     @property
     def spans(self) -> int:
         """How many spans will be made of it."""
-        return 2 + len(self.tries) + sum(tried.row.ttft is not None for tried in self.tries)
+        return 2 + _spans(self.tries)
 
     @property
     def content_bytes(self) -> int:
         """Bytes, about, of prompt and answers."""
         if not self.may_keep_content:
             return 0
-        return len(self.prompt or b"") + sum(len(tried.answer or b"") for tried in self.tries)
+        return len(self.prompt or b"") + sum(len(one.answer or b"") for one in (*self.tries, *self.copies))
 
     def forget_content(self) -> None:
         """Prompt and answers have been exported, or will not be."""
         self.prompt = None
-        self.tries = tuple(replace(tried, answer=None) for tried in self.tries)
+        self.tries = tuple(replace(one, answer=None) for one in self.tries)
+
+
+class Mirrored(Struct, frozen=True, eq=False):
+    """The mirrored copies of one exported request."""
+
+    trace: Trace
+    copies: tuple[Tried, ...]
+
+    @property
+    def spans(self) -> int:
+        return _spans(self.copies)
+
+
+def _any_failed(tries: tuple[Tried, ...]) -> bool:
+    return any(one.row.outcome == "error" for one in tries)
+
+
+def _spans(tries: tuple[Tried, ...]) -> int:
+    """Each has one, and one of its stream."""
+    return len(tries) + sum(one.row.ttft is not None for one in tries)
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,10 +273,13 @@ class Told:
         return 1
 
 
+Item = Trace | Mirrored | Told
+
+
 class Outlet(Protocol):
     """Where what is kept goes; never waits."""
 
-    def put(self, item: Trace | Told) -> None: ...
+    def put(self, item: Item) -> None: ...
 
 
 class Tracer:
@@ -292,6 +324,21 @@ class Tracer:
         if trace.service is not None:
             self._hold(trace)
 
+    def mirrored(self, trace: Trace, copies: tuple[Tried, ...]) -> None:
+        """The copies of a request that has ended have ended, too: a failure brings the request's trace, as one of its own would."""
+        if trace.kept is not None:
+            self._export_copies(trace, copies)
+            return
+        held = self._recent.get(trace.request_id) is trace
+        if held:
+            self._content -= trace.content_bytes
+        trace.copies = copies
+        if _any_failed(copies):
+            self._export(trace, "error")
+        elif held:
+            self._content += trace.content_bytes
+            self._make_room()
+
     def feedback(
         self, request_id: str, *, service: str, revision: str, arm: str, kind: str, value: float | None, mark: Mark,
         comment: str | None, source: str, key: str,
@@ -335,15 +382,26 @@ class Tracer:
     def _export(self, trace: Trace, kept: Kept) -> None:
         trace.kept = kept
         trace.price = self._price(trace.service) if trace.service is not None else None
-        for tried in trace.tries:
-            self._exemplified(tried.row, trace.trace_id)
+        for one in trace.tries:
+            self._exemplified(one.row, trace.trace_id)
         self._outlet.put(trace)
+        if trace.copies:
+            self._export_copies(trace, trace.copies)
+            trace.copies = ()
+
+    def _export_copies(self, trace: Trace, copies: tuple[Tried, ...]) -> None:
+        for one in copies:
+            self._exemplified(one.row, trace.trace_id)
+        self._outlet.put(Mirrored(trace, copies))
 
     def _hold(self, trace: Trace) -> None:
         """Content of exported traces is the exporter's; of the others it counts here, and the oldest go when it is too much."""
         self._recent[trace.request_id] = trace
         if trace.kept is None:
             self._content += trace.content_bytes
+        self._make_room()
+
+    def _make_room(self) -> None:
         while self._recent and (
             len(self._recent) > self._rules.held_requests or self._content > self._rules.held_content_bytes
         ):

@@ -15,7 +15,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from services.common import tracing as names
 from services.common.pricing import STALE_SECONDS, Price, document_of, key_of
-from services.common.routing import ContentFilter, Route, Rules
+from services.common.routing import ContentFilter, Mirror, Route, Rules
 from services.common.tracing import Attribute
 from services.gateway.otlp_settings import OtlpSettings
 from services.gateway.prices import PriceList
@@ -24,7 +24,7 @@ from services.gateway.tracing import Sampler, Told
 from tests.fakes.collector import Collector, Span, collect
 from tests.fakes.gateway import KEY, RunningGateway, gateway_settings, running_gateway
 from tests.fakes.openai_engine import Behaviour, Engine
-from tests.fakes.recorded import until
+from tests.fakes.recorded import observations, until
 from tests.gateway.test_feedback import say
 
 CLIENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -125,6 +125,98 @@ async def test_every_name_is_in_the_vocabulary(
     declared = {str(attribute) for spec in names.SPANS for attribute in spec.attributes}
     declared |= {str(key) for spec in names.SPANS for event in spec.events for key in event.attributes}
     assert declared == known  # each is in the reference page
+
+
+def rehearsed(canary: Route, **changes: Any) -> Route:
+    mirror = Mirror(salt="ab" * 16, share=10_000, in_flight=9, content=False)
+    return msgspec.structs.replace(canary, stage="rehearsal", weight=0, mirror=mirror, **changes)
+
+
+async def test_mirrored_copies_are_in_the_trace_of_the_request_and_no_one_takes_them_for_its_answer(
+    start: Any, canary: Route, candidate: Engine, collector: Collector
+) -> None:
+    candidate.behaviour = Behaviour(first_after=0.02)
+    gateway = await start(rehearsed(canary), otlp=otlp(collector))
+    _, request_id = await ask(gateway, traceparent=CLIENT)
+    copies = await until(lambda: len(found := collector.named("mirror chat assistant")) == 2 and found)
+    spans = mine(collector.spans, "0af7651916cd43dd8448eb211c80319c")
+    [root] = [span for span in spans if span.kind == "server"]
+    [answer] = [span for span in spans if span.name == "chat assistant"]
+    by_arm = {span.attributes["understudy.arm"]: span for span in copies}
+    assert {arm: span.attributes["understudy.revision"] for arm, span in by_arm.items()} == {
+        "candidate": "assistant-v2-bbbb",
+        "control": "assistant-v1-aaaa",
+    }
+    assert answer.attributes["understudy.arm"] == "stable"
+    for span in copies:
+        assert (span.parent, span.kind, span.failed) == (root.span_id, "client", False)
+        assert span.start >= answer.end
+        assert (span.attributes["understudy.kind"], span.attributes["understudy.pair"]) == ("mirror", request_id)
+        assert span.attributes["understudy.request.id"] != request_id
+        assert span.attributes["gen_ai.usage.output_tokens"] == 6
+        assert span.events["gen_ai.first_token"]["gen_ai.server.time_to_first_token"] > 0
+        assert [one.parent for one in spans if one.name == "stream" and one.parent == span.span_id]
+    assert len({span.span_id for span in spans}) == len(spans) == 7
+    # The engine's own spans join.
+    assert candidate.headers[0]["traceparent"] == f"00-{root.trace_id}-{by_arm['candidate'].span_id}-01"
+
+
+async def test_a_copy_that_fails_brings_the_request_and_others_wait_with_it(
+    start: Any, canary: Route, candidate: Engine, collector: Collector, store: Any
+) -> None:
+    gateway = await start(rehearsed(canary), otlp=otlp(collector, ratio=0.0))
+    _, blamed = await ask(gateway, user="first")
+    await copied(store, 2)
+    assert candidate.headers[0]["traceparent"].endswith("-00")
+    candidate.behaviour = Behaviour(status=500)
+    _, failed = await ask(gateway, user="second")
+    await until(lambda: len(collector.named("mirror chat assistant")) == 2)
+    [root] = collector.named("POST /v1/chat/completions")
+    assert (root.attributes["understudy.request.id"], root.attributes["understudy.trace.kept"]) == (failed, "error")
+    assert not root.failed
+    [broken] = [span for span in collector.named("mirror chat assistant") if span.failed]
+    assert (broken.attributes["understudy.arm"], broken.attributes["error.type"]) == ("candidate", "status_500")
+    await say(gateway, request_id=blamed, kind="thumb", value=-1)
+    copies = await until(lambda: len(found := collector.named("mirror chat assistant")) == 4 and found)
+    assert [span.attributes["understudy.pair"] for span in copies[2:]] == [blamed, blamed]
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+async def test_answers_of_copies_are_in_traces_where_the_service_allows_it_and_as_filters_leave_them(
+    start: Any, canary: Route, candidate: Engine, collector: Collector, allowed: bool
+) -> None:
+    candidate.behaviour = Behaviour(words=("call", " 555-1234", " now"))
+    digits = ContentFilter(name="phone", applies_to="answer", pattern=r"\d{3}-\d{4}", action="redact", max_length=20)
+    gateway = await start(
+        rehearsed(canary, trace_content=allowed, rules=Rules(content_filters=(digits,))), otlp=otlp(collector)
+    )
+    await ask(gateway)
+    copies = await until(lambda: len(found := collector.named("mirror chat assistant")) == 2 and found)
+    said = {span.attributes["understudy.arm"]: span.attributes.get("gen_ai.output.messages") for span in copies}
+    assert ("call [phone] now" in (said["candidate"] or "")) is allowed
+    assert b"555-1234" not in b"".join(collector.bodies)
+    if not allowed:
+        assert set(said.values()) == {None}
+
+
+async def test_what_copies_hold_of_content_is_bounded_with_the_rest(
+    start: Any, canary: Route, candidate: Engine, collector: Collector, store: Any
+) -> None:
+    candidate.behaviour = Behaviour(words=("x" * 4_000,))
+    gateway = await start(
+        rehearsed(canary, trace_content=True), otlp=otlp(collector, ratio=0.0), tracing={"held_content_bytes": 5_000}
+    )
+    tracer = gateway.app.completions._tracer
+    for user in range(3):
+        await ask(gateway, user=f"user-{user}")
+        await copied(store, 2 * user + 2)
+    assert 4_000 < tracer._content <= 5_000
+    assert len(tracer._recent) == 1
+
+
+async def copied(store: Any, count: int) -> None:
+    """So many copies have ended."""
+    await until(lambda: len([row for row in observations(store) if row.kind == "mirror"]) == count)
 
 
 async def test_attempts_and_requests_carry_their_cost_where_the_controller_told_prices(
