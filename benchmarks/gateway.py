@@ -176,7 +176,21 @@ def cpu_seconds(process: psutil.Process) -> float:
 
 def wrk(url: str, script: Path, clients: int, seconds: int) -> Figures:
     """One wrk run on core 1; any answer but 200 is an error of the benchmark."""
-    command = ["taskset", "-c", "1", "wrk", "-t1", f"-c{clients}", f"-d{seconds}s", "--latency", "-s", str(script), url]
+    command = [
+        "taskset",
+        "-c",
+        "1",
+        "wrk",
+        "-t1",
+        f"-c{clients}",
+        f"-d{seconds}s",
+        "--latency",
+        "--timeout",
+        "10s",
+        "-s",
+        str(script),
+        url,
+    ]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     if "Non-2xx" in text or "Socket errors" in text:
         raise RuntimeError(text)

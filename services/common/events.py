@@ -61,5 +61,85 @@ TRACES_FLOW: Final = Event("traces.flow", "traces are delivered again")
 TRACES_CRASHED: Final = Event("traces.crashed", "a batch of traces is dropped")
 ASSESSMENT_LOST: Final = Event("assessment.lost", "feedback on %(request_id)s is no assessment: %(error)s")
 
+# The controller
+CONTROLLER_STARTED: Final = Event("controller.started", "acting on LLMServices in %(where)s")
+CONTROLLER_BUSY: Final = Event(
+    "controller.busy", "threads are still busy after %(seconds)g s; the next controller does again what they did"
+)
+LOCK_AWAY: Final = Event("lock.away", "standing by: %(error)s")
+LOCK_TAKEN: Final = Event("lock.taken", "the lock is ours: acting")
+FILE_READ: Final = Event("file.read", "%(file)s was read again: %(services)s")
+FILE_UNREADABLE: Final = Event("file.unreadable", "%(file)s: %(error)s; the last version stays in force")
+FILE_WRONG: Final = Event("file.wrong", "the changed file is wrong, the last version stays in force:\n%(error)s")
+SERVICE_LEFT: Final = Event("service.left", "service %(service)s has left the file; it serves on without a controller")
+SERVICE_CRASHED: Final = Event("service.crashed", "service %(service)s")
+
+# A service's looks
+DECIDED: Final = Event("look.decided", "%(service)s: %(action)s %(reason)s: %(words)s")
+LOOK_LOCKED: Final = Event("look.locked", "%(service)s: no look without the lock: %(error)s")
+LOOK_WITHOUT_STORE: Final = Event(
+    "look.without_store", "%(service)s: the store is away, nothing was decided: %(error)s"
+)
+LOOK_CRASHED: Final = Event("look.crashed", "%(service)s: the look failed")
+REGISTRY_AWAY: Final = Event("registry.away", "%(service)s: registry: %(error)s")
+REGISTRY_UNTOLD: Final = Event("registry.untold", "%(service)s: registry: %(error)s; will be told at a later look")
+ALIASES_UNCLAIMED: Final = Event(
+    "aliases.unclaimed", "%(service)s: aliases of %(model)s cannot be claimed yet: %(error)s"
+)
+ALIASES_KEPT: Final = Event("aliases.kept", "%(service)s: aliases cannot be given up: %(error)s")
+PLATFORM_AWAY: Final = Event("platform.away", "%(service)s: platform: %(error)s")
+PLATFORM_MISSING: Final = Event("platform.missing", "%(service)s: platform %(platform)s is not there: %(error)s")
+EVIDENCE_ANEW: Final = Event("evidence.anew", "%(service)s: evidence is folded anew: %(error)s")
+DRIFT_ANEW: Final = Event("drift.anew", "%(service)s: the detectors of its drift begin anew: %(error)s")
+EXPERIMENT_UNREADABLE: Final = Event(
+    "experiment.unreadable", "experiment %(rollout)s cannot be read and counts as ended: %(error)s"
+)
+
+# Engines
+ENGINE_CRASHED: Final = Event("engine.crashed", "engine %(engine)s")
+ENGINE_REFUSED: Final = Event("engine.refused", "engine %(engine)s is refused: %(error)s")
+ENGINE_WAITS: Final = Event("engine.waits", "engine %(engine)s: %(error)s; will be tried again")
+ENGINE_SCALED: Final = Event("engine.scaled", "engine %(engine)s may have %(least)d to %(most)d replicas")
+ENGINE_UNSCALED: Final = Event("engine.unscaled", "engine %(engine)s cannot be scaled yet: %(error)s")
+ENGINE_REMOVED: Final = Event("engine.removed", "engine %(engine)s is removed")
+ENGINE_STAYS: Final = Event("engine.stays", "engine %(engine)s cannot be removed yet: %(error)s")
+
+# Beside a service's looks
+JUDGE_WITHOUT_KEY: Final = Event(
+    "judge.without_key",
+    "%(service)s names a judge or samples, but UNDERSTUDY_CONTROLLER_CONTENT_KEY is not set: nothing is judged",
+)
+JUDGE_UNUSABLE: Final = Event("judge.unusable", "judge of %(service)s: %(error)s; trying again")
+JUDGE_AWAY: Final = Event("judge.away", "judge of %(service)s: %(error)s")
+JUDGED: Final = Event("judge.judged", "judge of %(service)s, pairs so far: %(counts)s")
+SAMPLES_WAIT: Final = Event("samples.wait", "samples of %(service)s: %(error)s")
+NOTIFICATIONS_WAIT: Final = Event("notifications.wait", "notifications of %(service)s: %(error)s")
+NOTIFICATION_LOST: Final = Event(
+    "notification.lost", "notification %(notification)s: %(about)s was not delivered: %(error)s"
+)
+COSTS_WAIT: Final = Event("costs.wait", "costs of %(service)s: %(error)s")
+RETENTION_WAITS: Final = Event("retention.waits", "retention of %(service)s: %(error)s")
+ROWS_DELETED: Final = Event("rows.deleted", "%(service)s: %(count)d old rows are deleted")
+
+# Resources of a cluster
+RESOURCES_UNLISTED: Final = Event("resources.unlisted", "resources cannot be listed: %(error)s")
+WATCH_ENDED: Final = Event("watch.ended", "watching resources ended: %(error)s")
+RESOURCE_UNTOLD: Final = Event("resource.untold", "%(service)s: %(error)s")
+RESOURCE_CRASHED: Final = Event("resource.crashed", "%(service)s: the resource could not be told")
+RESOURCE_UNREAD: Final = Event("resource.unread", "%(service)s: cannot be read again: %(error)s")
+STATUS_WAITS: Final = Event("status.waits", "%(service)s: no status without the store: %(error)s")
+COMMAND_REFUSED: Final = Event("command.refused", "%(service)s: annotation %(annotation)s is refused: %(error)s")
+COMMAND_WAITS: Final = Event("command.waits", "%(service)s: command %(command)s waits for the store: %(error)s")
+ADMISSION_REFUSED: Final = Event("admission.refused", "refused: %(error)s")
+CERTIFICATE_UNREADABLE: Final = Event(
+    "certificate.unreadable", "the webhook's certificate cannot be read again: %(error)s"
+)
+
+# Files of versions
+VERSION_FETCHED: Final = Event("version.fetched", "%(folder)s is there")
+VERSION_UNFETCHED: Final = Event("version.unfetched", "%(error)s")
+VERSION_REMOVED: Final = Event("version.removed", "removed %(digest)s, which nobody used")
+VERSIONS_KEPT: Final = Event("versions.kept", "the cache could not be pruned: %(error)s")
+
 EVENTS: Final = tuple(value for value in list(globals().values()) if isinstance(value, Event))
 """All of them, in the order in which they stand above."""

@@ -21,7 +21,7 @@ import aiohttp
 from aiohttp import web
 from pydantic import ValidationError
 
-from services.common import logs
+from services.common import events, logs
 from services.common.clock import SystemClock
 from services.common.telemetry import CERTIFICATE_END
 from services.rollout.controller import Controller, FileSource, Source
@@ -83,7 +83,8 @@ async def serve(
             stamped = await _listen_for_admission(stack, settings, metrics)
             around = Surroundings(kubernetes, store, loops, clock, stamped, settings.gateway_url)
             namespace = None if settings.all_namespaces else settings.namespace or kubernetes.namespace
-            log.info("acting on LLMServices in %s", f"namespace {namespace}" if namespace else "all namespaces")
+            where = f"namespace {namespace}" if namespace else "all namespaces"
+            log.info(events.CONTROLLER_STARTED, {"where": where})
             source = ClusterSource(around, namespace)
         running = asyncio.create_task(Controller(source, lock).run(), name="controller")
         stopping = asyncio.create_task(stop.wait(), name="stop")
@@ -122,7 +123,7 @@ async def _listen_for_admission(
 
 def _end_in_time() -> None:
     def end() -> None:
-        log.warning("threads are still busy after %g s; the next controller does again what they did", END_SECONDS)
+        log.warning(events.CONTROLLER_BUSY, {"seconds": END_SECONDS})
         os._exit(0)
 
     timer = threading.Timer(END_SECONDS, end)

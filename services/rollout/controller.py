@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Protocol
 
+from services.common import events
 from services.rollout import loop as loops
 from services.rollout.errors import InvalidResource, LockHeld
 from services.rollout.loading import load
@@ -68,13 +69,13 @@ class Controller:
                 await asyncio.to_thread(self._lock.take)
             except LockHeld as error:
                 if not self.standing_by:
-                    log.warning("standing by: %s", error)
+                    log.warning(events.LOCK_AWAY, {"error": error})
                 self.standing_by = True
                 await self._stop()
                 await asyncio.sleep(loops.RETRY_SECONDS)
             else:
                 if self.standing_by:
-                    log.info("the lock is ours: acting")
+                    log.info(events.LOCK_TAKEN)
                 self.standing_by = False
                 return
 
@@ -87,7 +88,7 @@ class Controller:
             task = self._tasks.get(name)
             if task is None or task.done():
                 if task is not None and not task.cancelled() and (error := task.exception()) is not None:
-                    log.error("service %s", name, exc_info=error)
+                    log.error(events.SERVICE_CRASHED, {"service": name}, exc_info=error)
                 self._tasks[name] = asyncio.create_task(self._source.keep(name), name=f"service {name}")
 
     async def _stop(self) -> None:
@@ -116,7 +117,7 @@ class FileSource:
         try:
             stamp = self._stamp()
         except OSError as error:
-            log.error("%s: %s; the last version stays in force", self._config, error)
+            log.error(events.FILE_UNREADABLE, {"file": self._config, "error": error})
             return
         if stamp == self._read_at:
             return
@@ -125,12 +126,12 @@ class FileSource:
         try:
             self._services = self._load()
         except InvalidResource as error:
-            log.error("the changed file is wrong, the last version stays in force:\n%s", error)
+            log.error(events.FILE_WRONG, {"file": self._config, "error": error})
             return
         if not first:
-            log.info("%s was read again: %s", self._config, ", ".join(self._services))
+            log.info(events.FILE_READ, {"file": self._config, "services": ", ".join(self._services)})
         for name in before.keys() - self._services.keys():
-            log.warning("service %s has left the file; it serves on without a controller", name)
+            log.warning(events.SERVICE_LEFT, {"service": name})
 
     def services(self) -> Collection[str]:
         """See `Source`."""

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Final
 
+from services.common import events
 from services.common import telemetry as names
 from services.common.clock import DAY, HOUR, turn
 from services.common.pricing import Price, document_of, key_of
@@ -47,7 +48,7 @@ class CostTeller:
             try:
                 self._tell(self._name, await asyncio.to_thread(self.read))
             except StoreError as error:
-                log.warning("costs of %s: %s", self._name, error)
+                log.warning(events.COSTS_WAIT, {"service": self._name, "error": error})
             await sleep(PERIOD)
 
     def read(self) -> list[Sample]:

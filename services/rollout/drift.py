@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final
 
+from services.common import events
 from services.common.clock import DAY, HOUR, turn
 from services.evidence import EvidenceError
 from services.rollout.evaluation import evaluate
@@ -71,7 +72,7 @@ def kept(store: Store, service: str, segments: Mapping[str, Sequence[str]] = Map
             saved["revision"], watch, saved["done"], saved["scored"], saved["alarmedAt"], saved["evaluated"]
         )
     except (EvidenceError, KeyError) as fault:
-        log.warning("%s: the detectors of its drift begin anew: %s", service, fault)
+        log.warning(events.DRIFT_ANEW, {"service": service, "error": fault})
         return None
 
 

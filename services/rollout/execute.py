@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, Final, Protocol
 
+from services.common import events
 from services.common.clock import Clock
 from services.common.identifiers import revision_name
 from services.rollout import reasons
@@ -40,6 +41,10 @@ log = logging.getLogger(__name__)
 _REFERENCED: Final = ReferencedArtifacts()  # where pods fetch for themselves, onto their own nodes
 REFUSAL_SECONDS: Final = 60.0
 """After this a refused engine may be tried again: a person may have repaired what was wrong."""
+
+
+About = Mapping[str, object]
+"""Fields of every log line: service and rollout."""
 
 
 class Artifacts(Protocol):
@@ -72,20 +77,24 @@ class Executor:
         """A new rollout begins: what was refused before may be tried again."""
         self._refused.clear()
 
-    async def run(self, service: LLMService, rules: LLMService, actions: Sequence[Action]) -> None:
-        """Carries the actions out in order; those on the registry stop at the first failure. Raises StoreError."""
+    async def run(
+        self, service: LLMService, rules: LLMService, actions: Sequence[Action], rollout: str | None = None
+    ) -> None:
+        """Carries the actions out in order; those on the registry stop at the first failure. `rollout`: the one that they are of, for the
+        log. Raises StoreError."""
         reachable = True
+        about: About = {"service": service.name, "rollout": rollout}
         for action in actions:
             if isinstance(action, ApplyRevision):
-                self._start(action.name, self._apply(service, rules, action))
+                self._start(action.name, self._apply(service, rules, action, about), about)
             elif isinstance(action, ScaleRevision):
-                self._start(action.name, self._scale(action))
+                self._start(action.name, self._scale(action, about), about)
             elif isinstance(action, RemoveRevision):
-                self._start(action.name, self._remove(action.name))
+                self._start(action.name, self._remove(action.name, about), about)
             elif isinstance(action, AnswerCommand):
                 await asyncio.to_thread(self._store.answer_command, action.id, action.answer)
             elif reachable:
-                reachable = await self._tell_registry(service, action)
+                reachable = await self._tell_registry(service, action, about)
 
     async def close(self) -> None:
         """Ends the tasks; the next controller starts them again."""
@@ -98,7 +107,7 @@ class Executor:
         while self._tasks:
             await asyncio.wait(list(self._tasks.values()))
 
-    async def _tell_registry(self, service: LLMService, action: Action) -> bool:
+    async def _tell_registry(self, service: LLMService, action: Action, about: About) -> bool:
         names = service.spec.model
         model = names.registered_model
         try:
@@ -116,25 +125,25 @@ class Executor:
             elif isinstance(action, TagVersion):
                 await self._registry.tag_version(model, action.version, action.tags)
         except RegistryError as error:
-            log.warning("registry: %s; will be told at a later look", error)
+            log.warning(events.REGISTRY_UNTOLD, {**about, "error": error})
             return False
         return True
 
-    def _start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+    def _start(self, name: str, work: Coroutine[Any, Any, None], about: About) -> None:
         """One task an engine; while it runs, the same wish at later looks starts nothing."""
         if name in self._tasks:
             work.close()
             return
         task = asyncio.create_task(work, name=f"engine {name}")
         self._tasks[name] = task
-        task.add_done_callback(lambda done: self._ended(name, done))
+        task.add_done_callback(lambda done: self._ended(name, done, about))
 
-    def _ended(self, name: str, task: asyncio.Task[None]) -> None:
+    def _ended(self, name: str, task: asyncio.Task[None], about: About) -> None:
         self._tasks.pop(name, None)
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("engine %s", name, exc_info=error)
+            log.error(events.ENGINE_CRASHED, {**about, "engine": name}, exc_info=error)
 
-    async def _apply(self, service: LLMService, rules: LLMService, action: ApplyRevision) -> None:
+    async def _apply(self, service: LLMService, rules: LLMService, action: ApplyRevision, about: About) -> None:
         try:
             info = await self._registry.version(service.spec.model.registered_model, action.version)
             if info is None:
@@ -155,29 +164,31 @@ class Executor:
                 await asyncio.to_thread(check_adapter, artifact, info, (engine.lora or Lora()).max_rank)
             await self._platform.apply(_revision(service.name, engine, action, artifact))
         except ArtifactError as error:
-            self._refuse(action.name, error.reason, str(error))
+            self._refuse(action.name, error.reason, str(error), about)
         except PlatformRejected as error:
             reason = reasons.ENGINE_FAILED if action.base is None else reasons.ADAPTER_REFUSED
-            self._refuse(action.name, reason, str(error))
+            self._refuse(action.name, reason, str(error), about)
         except (RegistryError, PlatformError) as error:
-            log.warning("engine %s: %s; will be tried again", action.name, error)
+            log.warning(events.ENGINE_WAITS, {**about, "engine": action.name, "error": error})
 
-    async def _scale(self, action: ScaleRevision) -> None:
+    async def _scale(self, action: ScaleRevision, about: About) -> None:
+        least, most = action.replicas
+        told = {**about, "engine": action.name}
         try:
             await self._platform.scale(action.name, action.replicas)
-            log.info("engine %s may have %d to %d replicas", action.name, *action.replicas)
+            log.info(events.ENGINE_SCALED, {**told, "least": least, "most": most})
         except PlatformError as error:
-            log.warning("engine %s cannot be scaled yet: %s", action.name, error)
+            log.warning(events.ENGINE_UNSCALED, {**told, "error": error})
 
-    async def _remove(self, name: str) -> None:
+    async def _remove(self, name: str, about: About) -> None:
         try:
             await self._platform.remove(name)
-            log.info("engine %s is removed", name)
+            log.info(events.ENGINE_REMOVED, {**about, "engine": name})
         except PlatformError as error:
-            log.warning("engine %s cannot be removed yet: %s", name, error)
+            log.warning(events.ENGINE_STAYS, {**about, "engine": name, "error": error})
 
-    def _refuse(self, name: str, reason: str, message: str) -> None:
-        log.warning("engine %s is refused: %s", name, message)
+    def _refuse(self, name: str, reason: str, message: str, about: About) -> None:
+        log.warning(events.ENGINE_REFUSED, {**about, "engine": name, "error": message})
         self._refused[name] = (self._clock.monotonic(), Refusal(reason, message))
 
 

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
+from services.common import events
 from services.evidence import StateFault
 from services.rollout import reasons
 from services.rollout.experiment import ExperimentStatus, rules_of, status_of, versions, with_status
@@ -130,7 +131,7 @@ class ExperimentKeeper:
             try:
                 return ExperimentEvidence.from_json(rules, stored)
             except (StateFault, KeyError) as fault:  # another program's: folded anew from the rows it says the same
-                log.warning("%s: evidence is folded anew: %s", row.id, fault)
+                log.warning(events.EVIDENCE_ANEW, {"service": row.service, "rollout": row.id, "error": fault})
         return ExperimentEvidence(rules)
 
 
@@ -150,7 +151,8 @@ def _readable(row: ExperimentRow) -> ExperimentRow:
         rules_of(row)
         status_of(row)
     except ValidationError as error:
-        log.warning("experiment %s cannot be read and counts as ended: %s", row.id, error.errors()[0]["msg"])
+        told = {"service": row.service, "rollout": row.id, "error": error.errors()[0]["msg"]}
+        log.warning(events.EXPERIMENT_UNREADABLE, told)
         ended = row.ended_at if row.ended_at is not None else row.started_at
         return replace(row, ended_at=ended, finished_at=row.finished_at or ended)
     return row

@@ -14,6 +14,7 @@ from typing import Final
 
 from cryptography.fernet import Fernet, InvalidToken
 
+from services.common import events
 from services.rollout.errors import JudgeUnavailable, Unparsable
 from services.rollout.judge import Judge, PairwiseJudge
 from services.store import JudgeMaterial, Judgement, Store, StoreError
@@ -53,7 +54,7 @@ class Judging:
             try:
                 await self.judge_waiting()
             except (StoreError, JudgeUnavailable) as error:
-                log.warning("judge of %s: %s", self._service, error)
+                log.warning(events.JUDGE_AWAY, {"service": self._service, "error": error})
             await asyncio.sleep(self._pause)
 
     async def judge_waiting(self) -> None:
@@ -84,7 +85,8 @@ class Judging:
                 if isinstance(one, BaseException):
                     raise one
         if self.counts != before:
-            log.info("judge of %s, pairs so far: %s", self._service, dict(self.counts))
+            told = {"service": self._service, "rollout": rollout, "counts": dict(self.counts)}
+            log.info(events.JUDGED, told)
 
     async def _score(self, material: JudgeMaterial) -> Judgement | None:
         try:

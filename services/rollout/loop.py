@@ -10,6 +10,7 @@ import logging
 from collections.abc import Awaitable, Callable, Collection
 from typing import Final, TypeVar
 
+from services.common import events
 from services.common.clock import Clock
 from services.rollout.decide import Decision
 from services.rollout.errors import LockHeld
@@ -138,14 +139,14 @@ class ServiceLoop:
             await self._hold.of(name)
             return await work()
         except LockHeld as error:
-            log.warning("%s: no look without the lock: %s", name, error)
+            log.warning(events.LOOK_LOCKED, {"service": name, "error": error})
             self._metrics.gone(name)  # whoever has it tells what there is; two would contradict each other
             return None
         except StoreError as error:
-            log.warning("%s: the store is away, nothing was decided: %s", name, error)
+            log.warning(events.LOOK_WITHOUT_STORE, {"service": name, "error": error})
         except (
             Exception
         ):  # a fault of one look must not end the service's control; it is told at every look until it is gone
-            log.exception("%s: the look failed", name)
+            log.exception(events.LOOK_CRASHED, {"service": name})
         self._metrics.failed(name)
         return None

@@ -17,6 +17,7 @@ from typing import Any, Final
 import aiohttp
 import msgspec
 
+from services.common import events
 from services.common.clock import rfc3339
 from services.rollout import reasons
 from services.rollout.resources import LLMService, Notification
@@ -74,7 +75,7 @@ class Notifier:
                     await self._deliver(notification, entry)
                     sent = entry.id
             except StoreError as error:
-                log.warning("notifications of %s: %s", self._service.name, error)
+                log.warning(events.NOTIFICATIONS_WAIT, {"service": self._service.name, "error": error})
             await self._sleep(pause)
 
     async def _begin(self, notification: Notification) -> int:
@@ -107,7 +108,8 @@ class Notifier:
             else:
                 await self._note(notification, reasons.NOTIFICATION_SENT, about, entry.id)
                 return
-        log.warning("notification %s: %s was not delivered: %s", notification.name, about, failure)
+        told = {"notification": notification.name, "about": about, "error": failure}
+        log.warning(events.NOTIFICATION_LOST, {"service": entry.service, "rollout": entry.rollout, **told})
         await self._note(notification, reasons.NOTIFICATION_FAILED, f"{about} was not delivered: {failure}", entry.id)
 
     async def _send(self, notification: Notification, entry: AuditEntry) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
+from services.common import events
 from services.common.clock import DAY, HOUR, turn
 from services.common.identifiers import uuid7
 from services.rollout.errors import EvaluationInvalid, RegistryError, RegistryRejected
@@ -193,7 +194,7 @@ class Observer:
                 self._registry.alias(names.registered_model, names.challenger),
             )
         except RegistryError as error:
-            log.warning("registry: %s", error)
+            log.warning(events.REGISTRY_AWAY, {"service": service.name, "error": error})
             if self._aliases is not None:
                 self._aliases = replace(self._aliases, fresh=False)
         else:
@@ -208,7 +209,7 @@ class Observer:
             try:
                 self._versions[version] = await self._registry.version(names.registered_model, version)
             except RegistryError as error:
-                log.warning("registry: %s", error)
+                log.warning(events.REGISTRY_AWAY, {"service": service.name, "error": error})
         return {version: self._versions[version] for version in wanted if version in self._versions}
 
     async def _foreign_owner(self, service: LLMService) -> str | None:
@@ -224,7 +225,8 @@ class Observer:
                 if owner != me:
                     return owner
         except RegistryRejected as error:
-            log.info("aliases of %s cannot be claimed yet: %s", names.registered_model, error)
+            told = {"service": service.name, "model": names.registered_model, "error": error}
+            log.info(events.ALIASES_UNCLAIMED, told)
             return None
         self._claimed = key
         return None
@@ -241,16 +243,17 @@ class Observer:
             async with asyncio.timeout(PLATFORM_TIMEOUT):
                 return await self._platform.observe(service)
         except PlatformError as error:
-            log.warning("platform: %s", error)
+            log.warning(events.PLATFORM_AWAY, {"service": service, "error": error})
         except TimeoutError:
-            log.warning("platform: no answer within %g s", PLATFORM_TIMEOUT)
+            silence = f"no answer within {PLATFORM_TIMEOUT:g} s"
+            log.warning(events.PLATFORM_AWAY, {"service": service, "error": silence})
         return None
 
     async def _tags(self, status: RolloutStatus) -> Mapping[str, str] | None:
         try:
             info = await self._registry.version(status.model, status.version)
         except RegistryError as error:
-            log.warning("registry: %s", error)
+            log.warning(events.REGISTRY_AWAY, {"service": status.service, "rollout": status.id, "error": error})
             return None
         return info.tags if info is not None else None
 
@@ -275,7 +278,7 @@ class Observer:
         except EvaluationInvalid as error:
             return Evaluations(None, None, invalid=str(error))
         except RegistryError as error:
-            log.warning("registry: %s", error)
+            log.warning(events.REGISTRY_AWAY, {"service": status.service, "rollout": status.id, "error": error})
             return None
 
 

@@ -10,6 +10,7 @@ from typing import Any, Final, cast
 
 import aiohttp
 
+from services.common import events
 from services.common.clock import SystemClock
 from services.rollout.artifacts import CachedArtifacts
 from services.rollout.cost_telling import CostTeller
@@ -126,10 +127,7 @@ class Parts:
             notifier = Notifier(service, self._store, self._session, self._environ)
             tasks.append(asyncio.create_task(notifier.run(), name=f"notifications {service.name}"))
         if (service.judged or service.sampled) and self._settings.content_key is None:
-            log.warning(
-                "%s names a judge or samples, but UNDERSTUDY_CONTROLLER_CONTENT_KEY is not set: nothing is judged",
-                service.name,
-            )
+            log.warning(events.JUDGE_WITHOUT_KEY, {"service": service.name})
         elif self._settings.content_key is not None:
             key = self._settings.content_key.get_secret_value().encode()
             if service.judged:
@@ -152,7 +150,7 @@ class Parts:
             try:
                 return self._make_judge(service)
             except InvalidResource as error:
-                log.warning("judge of %s: %s; trying again", service.name, error)
+                log.warning(events.JUDGE_UNUSABLE, {"service": service.name, "error": error})
                 await asyncio.sleep(RETRY_SECONDS)
 
     def _make_judge(self, service: LLMService) -> Judge:

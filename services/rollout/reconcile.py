@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from services.common import events
 from services.common.routing import Route
 from services.evidence import StateFault
 from services.rollout import removal
@@ -93,7 +94,7 @@ class Reconciler:
             self._executor.forgive()
         self.conditions = decision.status.conditions
         self.last = _seen(sight, decision, evidence, view, self._drift.watched)
-        await self._executor.run(self.service, rules, decision.actions)
+        await self._executor.run(self.service, rules, decision.actions, rollout.id if rollout is not None else None)
         return decision
 
     async def retire(self) -> Retirement:
@@ -120,7 +121,7 @@ class Reconciler:
             try:
                 await self._observer.release(self.service)
             except RegistryError as error:
-                log.warning("%s: aliases cannot be given up: %s", self.service.name, error)
+                log.warning(events.ALIASES_KEPT, {"service": self.service.name, "error": error})
                 waiting = removal.owed(elapsed)
         return Retirement(decision, waiting)
 
@@ -169,7 +170,8 @@ class Reconciler:
             try:
                 evidence = Evidence.from_json(stored, segments)
             except StateFault as fault:  # another program's: the rows are all there, and folded anew they say the same
-                log.warning("%s: evidence is folded anew: %s", rollout.service, fault)
+                told = {"service": rollout.service, "rollout": rollout.id, "error": fault}
+                log.warning(events.EVIDENCE_ANEW, told)
         if evidence is None and rollout.stage == "watch":
             evidence = Evidence("watch", {})
         elif evidence is None:
@@ -226,7 +228,8 @@ class Reconciler:
     def _commit(self, sight: Sight, decision: Decision, evidence: Evidence | None, view: EvidenceView) -> None:
         audit = [self._entry(sight.now, decision, action) for action in decision.actions if isinstance(action, Emit)]
         for entry in audit:
-            log.info("%s: %s %s: %s", entry.service, entry.action, entry.reason, entry.message)
+            told = {"action": entry.action, "reason": entry.reason, "words": entry.message}
+            log.info(events.DECIDED, {"service": entry.service, "rollout": entry.rollout, **told})
         for action in decision.actions:
             if isinstance(action, KeepExperiment):
                 self._experiments.keep(action.row, sight.now)

@@ -340,7 +340,9 @@ class IdleExecutor(Executor):
     def forgive(self) -> None:
         pass
 
-    async def run(self, service: LLMService, rules: LLMService, actions: Sequence[Action]) -> None:
+    async def run(
+        self, service: LLMService, rules: LLMService, actions: Sequence[Action], rollout: str | None = None
+    ) -> None:
         pass
 
     async def close(self) -> None:

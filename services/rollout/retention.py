@@ -9,6 +9,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from services.common import events
 from services.common.clock import turn
 from services.rollout.resources import LLMService
 from services.store import Store, StoreError
@@ -26,10 +27,10 @@ async def sweep(service: LLMService, store: Store, sleep: Callable[[float], Awai
         try:
             deleted = await asyncio.to_thread(prune, service, store)
         except StoreError as error:
-            log.warning("retention of %s: %s", service.name, error)
+            log.warning(events.RETENTION_WAITS, {"service": service.name, "error": error})
         else:
             if deleted:
-                log.info("%s: %d old rows are deleted", service.name, deleted)
+                log.info(events.ROWS_DELETED, {"service": service.name, "count": deleted})
         await sleep(PERIOD)
 
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from cryptography.fernet import Fernet, InvalidToken
 
+from services.common import events
 from services.rollout.errors import JudgeUnavailable, Unparsable
 from services.rollout.judge import Grader
 from services.store import MATERIAL_SECONDS, JudgeMaterial, Sample, Store, StoreError, material_of
@@ -46,7 +47,7 @@ class SampleReader:
                 while await self.read_waiting() == BATCH:
                     pass
             except (StoreError, JudgeUnavailable) as error:
-                log.warning("samples of %s: %s", self._service, error)
+                log.warning(events.SAMPLES_WAIT, {"service": self._service, "error": error})
             await asyncio.sleep(self._pause)
 
     async def read_waiting(self) -> int:

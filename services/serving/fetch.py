@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from services.common import events
 from services.serving.artifacts import fetch, prune
 from services.serving.errors import (
     ArtifactError,
@@ -51,15 +52,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         folder = fetch(options.source, options.digest, options.cache)
     except ArtifactError as error:
-        log.error("%s", str(error)[:_LONGEST_LINE])
+        log.error(events.VERSION_UNFETCHED, {"error": str(error)[:_LONGEST_LINE]})
         return STATUS[type(error)]
-    log.info("%s is there", folder)
+    log.info(events.VERSION_FETCHED, {"folder": folder})
     if options.keep is not None:
         try:
             for digest in prune(options.cache, options.keep):
-                log.info("removed %s, which nobody used", digest)
+                log.info(events.VERSION_REMOVED, {"digest": digest})
         except ArtifactError as error:  # the engine can start all the same
-            log.warning("the cache could not be pruned: %s", str(error)[:_LONGEST_LINE])
+            log.warning(events.VERSIONS_KEPT, {"error": str(error)[:_LONGEST_LINE]})
     return 0
 
 

@@ -6,6 +6,7 @@ import ast
 import json
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -79,19 +80,49 @@ def test_signals_change_the_level_and_bring_it_back(own_level: logging.Logger) -
     assert logging.getLogger().level != logging.DEBUG  # libraries write down what they send
 
 
-def test_the_gateway_says_nothing_outside_the_vocabulary() -> None:
+SAYING = ("debug", "info", "warning", "error", "exception", "critical", "log")
+PARTS = ("gateway", "rollout", "serving", "store")
+ELSEWHERE = Path("services/serving/engine_plugin.py")
+"""Runs in vLLM's processes, whose logs these are, and may import nothing of ours."""
+
+
+def test_no_part_says_anything_outside_the_vocabulary() -> None:
     known = {name for name, value in vars(events).items() if isinstance(value, Event)}
     assert len({event.name for event in EVENTS}) == len(EVENTS) == len(known)
     used = set()
-    for path in [*Path("services/gateway").glob("*.py"), Path("services/common/logs.py")]:
+    paths = [path for part in PARTS for path in Path("services", part).rglob("*.py") if path != ELSEWHERE]
+    for path in [*paths, Path("services/common/logs.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
                 continue
+            assert ast.unparse(node.func.value) != "logging" or node.func.attr not in SAYING, f"{path}:{node.lineno}"
             if not isinstance(node.func.value, ast.Name) or node.func.value.id not in ("log", "own"):
                 continue
-            if node.func.attr in ("debug", "info", "warning", "error", "exception", "log"):
-                event = node.args[1 if node.func.attr == "log" else 0]
+            if node.func.attr in SAYING:
+                first = 1 if node.func.attr == "log" else 0
+                event, fields = node.args[first], node.args[first + 1 :]
                 name = event.attr if isinstance(event, ast.Attribute) else ast.unparse(event)
                 assert name in known, f"{path}:{node.lineno}"
+                assert len(fields) <= 1, f"{path}:{node.lineno}: fields are one mapping"
                 used.add(name)
     assert used == known
+
+
+def test_every_field_in_the_words_of_an_event_is_told() -> None:
+    """Where the fields stand in the call itself; what is spread into them is seen by the tests of its module."""
+    for part in PARTS:
+        for path in Path("services", part).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if (
+                    not isinstance(node, ast.Call)
+                    or not node.args
+                    or not ast.unparse(node.args[0]).startswith("events.")
+                ):
+                    continue
+                event = getattr(events, ast.unparse(node.args[0]).removeprefix("events."))
+                wanted = set(re.findall(r"%\((\w+)\)", event))
+                if len(node.args) == 1:
+                    assert not wanted, f"{path}:{node.lineno}"
+                elif isinstance(node.args[1], ast.Dict) and None not in node.args[1].keys:
+                    told = {ast.literal_eval(key) for key in node.args[1].keys if key is not None}
+                    assert wanted <= told, f"{path}:{node.lineno}"

@@ -115,7 +115,9 @@ async def test_a_crash_between_store_and_outside_is_finished_by_the_next_look(
     world = stage(_second(Behaviour(failure=0.5)))
 
     class Dying(Executor):
-        async def run(self, service: LLMService, rules: LLMService, actions: Sequence[Action]) -> None:
+        async def run(
+            self, service: LLMService, rules: LLMService, actions: Sequence[Action], rollout: str | None = None
+        ) -> None:
             raise ConnectionResetError("the process dies here")
 
     await world.play(lambda rollout: rollout.stage == "rehearsal" and rollout.stage_started_at is not None)

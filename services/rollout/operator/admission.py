@@ -19,6 +19,7 @@ from aiohttp import web
 from cryptography import x509
 from pydantic import ValidationError
 
+from services.common import events
 from services.common.manifest import explain
 from services.rollout.operator.orders import COMMAND, COMMAND_BY, pointer
 from services.rollout.operator.resource import parse
@@ -72,7 +73,8 @@ def admission_app() -> web.Application:
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 return web.Response(status=400, text=f"no AdmissionReview: {error!r}\n")
             if not response["allowed"]:
-                log.info("refused: %s", response["status"]["message"])
+                told = {"service": request.get("name"), "error": response["status"]["message"]}
+                log.info(events.ADMISSION_REFUSED, told)
             return web.json_response(
                 {"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response}
             )
@@ -109,7 +111,7 @@ async def renew(context: ssl.SSLContext, folder: Path) -> None:
         try:
             _load(context, folder)
         except OSError as error:
-            log.error("the webhook's certificate cannot be read again: %s", error)
+            log.error(events.CERTIFICATE_UNREADABLE, {"error": error})
 
 
 def _load(context: ssl.SSLContext, folder: Path) -> None:

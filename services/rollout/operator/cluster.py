@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
+from services.common import events
 from services.rollout.operator.api import LLM_SERVICE
 from services.rollout.operator.resource import ServiceResource, Surroundings
 from services.rollout.operator.watch import Watch
@@ -57,7 +58,7 @@ class ClusterSource:
                 LLM_SERVICE.group, LLM_SERVICE.version, self._namespace, LLM_SERVICE.plural
             )
         except KubernetesError as error:
-            log.warning("resources cannot be listed: %s", error)
+            log.warning(events.RESOURCES_UNLISTED, {"error": error})
             return False
         for body in found:
             known = self._resources.get(body["metadata"]["uid"])

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
+from services.common import events
 from services.common.clock import Clock
 from services.common.manifest import explain
 from services.rollout import loop as loops
@@ -210,13 +211,14 @@ class ServiceResource:
                     LLM_SERVICE, metadata["namespace"], metadata["name"], operations
                 )
         except TimeoutError:
-            log.warning("%s: the API server did not answer in time", self.name)
+            silence = "the API server did not answer in time"
+            log.warning(events.RESOURCE_UNTOLD, {"service": self.name, "error": silence})
             return False
         except KubernetesError as error:
             if isinstance(error, KubernetesRejected) and error.status in (*GONE, _CHANGED):
                 await self._read_again()
             else:
-                log.warning("%s: %s", self.name, error)
+                log.warning(events.RESOURCE_UNTOLD, {"service": self.name, "error": error})
             return False
         return True
 
@@ -229,7 +231,7 @@ class ServiceResource:
                     LLM_SERVICE.group, LLM_SERVICE.version, metadata["namespace"], LLM_SERVICE.plural, metadata["name"]
                 )
         except (TimeoutError, KubernetesError) as error:
-            log.warning("%s: cannot be read again: %s", self.name, error)
+            log.warning(events.RESOURCE_UNREAD, {"service": self.name, "error": error})
             return
         if found is None or found["metadata"]["uid"] != metadata["uid"]:
             self.gone = True
@@ -245,15 +247,16 @@ class ServiceResource:
         try:
             order = Order.model_validate_json(text)
         except ValidationError as error:
-            log.warning("%s: annotation %s is refused: %s", self.name, COMMAND, explain(error, Order))
-            self._teller.note(Happening("Warning", reasons.COMMAND_REFUSED, "command", explain(error, Order), text))
+            why = explain(error, Order)
+            log.warning(events.COMMAND_REFUSED, {"service": self.name, "annotation": COMMAND, "error": why})
+            self._teller.note(Happening("Warning", reasons.COMMAND_REFUSED, "command", why, text))
         else:
             stamped = annotations.get(COMMAND_BY) if self._around.stamped else None
             actor = stamped or f"claimed:{order.by or 'nobody'}"
             try:
                 await asyncio.to_thread(self._add_command, order, actor)
             except StoreError as error:
-                log.warning("%s: command %s waits for the store: %s", self.name, order.id, error)
+                log.warning(events.COMMAND_WAITS, {"service": self.name, "command": order.id, "error": error})
                 return
         operations: list[dict[str, Any]] = [
             {"op": "test", "path": pointer(COMMAND), "value": text},
@@ -278,7 +281,7 @@ class ServiceResource:
             if self._history is None:
                 await asyncio.to_thread(self._remember)
         except StoreError as error:
-            log.warning("%s: no status without the store: %s", self.name, error)
+            log.warning(events.STATUS_WAITS, {"service": self.name, "error": error})
             return
         said, generation = self._teller.said, self._generation
         seen = (decision.status, look.route, look.readings, generation)

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
+from services.common import events
 from services.common.clock import Clock
 from services.rollout.operator.api import LLM_SERVICE, KubernetesApi
 from services.rollout.platforms.kubernetes_objects import KubernetesError, KubernetesRejected
@@ -90,12 +91,12 @@ class Teller:
                     if self._events[0] is event:  # else there were too many meanwhile, and it fell out
                         self._events.popleft()
         except TimeoutError:
-            log.warning("%s: the API server did not answer in time", name)
+            log.warning(events.RESOURCE_UNTOLD, {"service": name, "error": "the API server did not answer in time"})
         except KubernetesError as error:
-            log.warning("%s: %s", name, error)
+            log.warning(events.RESOURCE_UNTOLD, {"service": name, "error": error})
             self.lost = isinstance(error, KubernetesRejected) and error.status in GONE
         except Exception:  # a fault in telling must not end it; it is told of at every look until it is gone
-            log.exception("%s: the resource could not be told", name)
+            log.exception(events.RESOURCE_CRASHED, {"service": name})
 
     async def _say(self, body: Mapping[str, Any], status: Mapping[str, Any]) -> None:
         now = self._clock.monotonic()

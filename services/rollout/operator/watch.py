@@ -16,6 +16,7 @@ from typing import Any, Final
 import kopf
 from kopf._cogs.structs.credentials import Vault  # kopf takes one, and does not export its class
 
+from services.common import events
 from services.rollout.operator.api import LLM_SERVICE, KubernetesApi
 
 log = logging.getLogger(__name__)
@@ -113,7 +114,7 @@ class Watch:
         try:
             asyncio.run(self._watch())
         except Exception as error:  # noqa: BLE001  # whatever it is, watching begins anew
-            log.warning("watching resources ended: %s", error)
+            log.warning(events.WATCH_ENDED, {"error": error})
 
     async def _watch(self) -> None:
         where: dict[str, Any] = {"clusterwide": True} if self._namespace is None else {"namespaces": [self._namespace]}

@@ -8,7 +8,6 @@ completions under its own name. It must not start or stop engines on its own acc
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,6 @@ from services.rollout.platforms.base import (
 )
 from services.rollout.platforms.warm_up import WarmUps
 from services.serving.adapters import adapters_folder, install, installed, uninstall
-
-log = logging.getLogger(__name__)
 
 
 class AdapterPlatform:

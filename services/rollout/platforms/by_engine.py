@@ -5,6 +5,7 @@ at, so that a service can be rolled out from one platform to another. Made by th
 import logging
 from collections.abc import Callable, Mapping
 
+from services.common import events
 from services.rollout.platforms.base import Platform, PlatformRejected, RevisionSpec, RevisionState
 
 log = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ class PlatformByEngine:
                 if name == self._named() or name in self._seen.values():
                     raise
                 if self._refusals.get(name) != str(error):
-                    log.info("%s: platform %s is not there: %s", service, name, error)
+                    log.info(events.PLATFORM_MISSING, {"service": service, "platform": name, "error": error})
                 self._refusals[name] = str(error)
                 continue
             found |= states
