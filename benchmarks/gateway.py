@@ -5,7 +5,8 @@
 nginx answers at once with a fixed completion (in one piece, or as a stream of 32 tokens). The gateway runs on core 0 with a key, a canary
 at half the users, a thousand users, journal and SQLite store; nginx and wrk share core 1. Beside it, in the same run, a relay that does
 nothing else: a bare ASGI route with aiohttp upstream, on uvicorn, uvloop and httptools. Medians of the repeats; ratios to the relay.
-With `--tracing`, in place of that, three gateways: traces off, at 1 % and at 100 %, exported to nginx, which takes all; ratios to off.
+With `--tracing`, in place of that, three gateways: traces off, at 1 % and at 100 %, exported to nginx, which takes all; ratios to off,
+medians of the rounds'.
 Needs `wrk`, `nginx` and `taskset` on PATH. Writes benchmarks/results/gateway.json, or gateway_tracing.json.
 """
 
@@ -126,10 +127,14 @@ def measure_tracing(folder: Path, stack: contextlib.ExitStack, seconds: int, rep
             name: {key: statistics.median(run[key] for run in found) for key in found[0]}
             for name, found in runs.items()
         }
-        for found in figures.values():
+        for name, found in figures.items():
             found["p50_ms_more"] = round(found["p50_ms"] - figures["off"]["p50_ms"], 3)
+            # Within each round: what else the machine does changes from one to the next.
+            rounds = list(zip(runs[name], runs["off"], strict=True))
             for key in ("requests_per_second", "requests_per_cpu_second"):
-                found[f"{key}_to_off"] = round(found[key] / figures["off"][key], 3)
+                found[f"{key}_to_off"] = round(statistics.median(run[key] / off[key] for run, off in rounds), 3)
+            more = (1 / run["requests_per_cpu_second"] - 1 / off["requests_per_cpu_second"] for run, off in rounds)
+            found["cpu_ms_more"] = round(1_000 * statistics.median(more), 4)
         results[mode] = figures
     results["spans"] = {name: spans(server.url) for name, server in gateways.items()}
     return results
