@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -355,6 +356,14 @@ async def test_held_requests_are_bounded(start: Any, idle: Route, collector: Col
     await until(lambda: len(collector.named("feedback thumb")) == 4)
     roots = collector.named("POST /v1/chat/completions")
     assert [root.attributes["understudy.request.id"] for root in roots] == asked[2:]
+
+
+async def test_the_garbage_collector_does_not_walk_what_is_held(start: Any, idle: Route, collector: Collector) -> None:
+    gateway = await start(idle, otlp=otlp(collector, ratio=0.0))
+    _, request_id = await ask(gateway, stream=True)
+    held = gateway.app.completions._tracer._recent[request_id]
+    gc.collect()  # by which tuples of such objects are left alone, too
+    assert [one for one in (held, held.tries, *held.tries, held.tries[0].row) if gc.is_tracked(one)] == []
 
 
 @pytest.mark.parametrize("streamed", [False, True])
