@@ -154,7 +154,7 @@ def traces() -> str:
         lines.append(f"| `{name}` | {known[name].kind} | {known[name].text} |")
     lines += ["", "## Events of logs", "", "| event | words |", "|---|---|"]
     for told in EVENTS:
-        words = FIELD.sub(r"`\1`", told)
+        words = FIELD.sub(r"`\1`", told).replace("\n", " ")
         lines.append(f"| `{told.name}` | {words} |")
     return "\n".join(lines) + "\n"
 

@@ -64,7 +64,7 @@ ASSESSMENT_LOST: Final = Event("assessment.lost", "feedback on %(request_id)s is
 # The controller
 CONTROLLER_STARTED: Final = Event("controller.started", "acting on LLMServices in %(where)s")
 CONTROLLER_BUSY: Final = Event(
-    "controller.busy", "threads are still busy after %(seconds)g s; the next controller does again what they did"
+    "controller.busy", "threads are still busy after %(seconds).0f s; the next controller does again what they did"
 )
 LOCK_AWAY: Final = Event("lock.away", "standing by: %(error)s")
 LOCK_TAKEN: Final = Event("lock.taken", "the lock is ours: acting")
