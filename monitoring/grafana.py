@@ -102,8 +102,8 @@ def _panel(panel: Panel) -> Any:
         drawn.tooltip(
             common_builders.VizTooltipOptions().mode(common.TooltipDisplayMode.MULTI).sort(common.SortOrder.DESCENDING)
         )
-        drawn.fill_opacity(8).line_width(1).min(0) if panel.top is not None else drawn.fill_opacity(8).line_width(1)
-        drawn.show_points(common.VisibilityMode.NEVER)
+        drawn.fill_opacity(8).line_width(1).show_points(common.VisibilityMode.NEVER)
+        _axis(drawn, panel)
     if panel.top is not None:
         drawn.max(panel.top)
     if panel.link is not None:
@@ -112,6 +112,20 @@ def _panel(panel: Panel) -> Any:
         )
         drawn.data_links([build.DashboardLink("Open the service").url(url)])
     return drawn
+
+
+def _axis(drawn: timeseries.Panel, panel: Panel) -> None:
+    if panel.top is not None:
+        drawn.min(0)
+    if panel.log:
+        scale = common_builders.ScaleDistributionConfig().type(common.ScaleDistribution.LOG).log(10)
+        drawn.scale_distribution(scale).min(0.001).fill_opacity(0)
+    if panel.line is not None:
+        steps = [model.Threshold(color="text"), model.Threshold(value=panel.line, color="red")]
+        drawn.thresholds(build.ThresholdsConfig().mode(model.ThresholdsMode.ABSOLUTE).steps(steps))
+        drawn.thresholds_style(
+            common_builders.GraphThresholdsStyleConfig().mode(common.GraphThresholdsStyleMode.DASHED)
+        )
 
 
 def _target(panel: Panel, query: Query, ref: str) -> prometheus.Dataquery:

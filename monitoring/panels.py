@@ -39,6 +39,10 @@ class Panel:
     height: int = 8
     top: float | None = None
     """The axis' end, where it is known."""
+    line: float | None = None
+    """Where something counts as too much, or as shown: drawn across."""
+    log: bool = False
+    """Logarithmic, from a thousandth on."""
     link: str | None = None
 
 
@@ -71,10 +75,21 @@ class Dashboard:
 
 
 def graph(
-    title: str, text: str, *queries: Query, unit: str = "short", width: int = 8, top: float | None = None
+    title: str,
+    text: str,
+    *queries: Query,
+    unit: str = "short",
+    width: int = 8,
+    top: float | None = None,
+    line: float | None = None,
 ) -> Panel:
     """A time series."""
-    return Panel(title, text, queries, unit, width=width, top=top)
+    return Panel(title, text, queries, unit, width=width, top=top, line=line)
+
+
+def proof(title: str, text: str, query: Query, width: int = 8) -> Panel:
+    """E-values over their thresholds, which run through orders of magnitude; a line where they suffice."""
+    return Panel(title, text, (query,), width=width, line=1.0, log=True)
 
 
 def number(title: str, text: str, expr: str, unit: str = "short", width: int = 4) -> Panel:

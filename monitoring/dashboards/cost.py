@@ -29,7 +29,7 @@ SPENT = Row("Spent", (
     graph("By revision and arm", "Today's spend; mirrored copies and idle hours by themselves.",
           Query(f"sum by (revision, arm, kind) ({t.COST_TODAY}{{{REVISION}}})", "{{revision}} {{arm}} {{kind}}")),
     graph("Today against the budget", "1: a day's budget is spent.",
-          Query(f"{_TODAY} / on (namespace, service) {t.COST_BUDGET}{{{SERVICE}}}", "{{service}}"), unit="percentunit"),
+          Query(f"{_TODAY} / on (namespace, service) {t.COST_BUDGET}{{{SERVICE}}}", "{{service}}"), unit="percentunit", line=1.0),
     money("The month", "Estimate and bounds of 90 %, made of the last whole weeks; not there before seven whole days.",
           f"sum by (namespace, service, bound) ({t.COST_MONTH}{{{SERVICE}}})", "{{service}} {{bound}}"),
     money("1,000 answers", "Everything that was spent in seven days over the answers.",
@@ -43,7 +43,7 @@ COMPARED = Row("Other models on the same traffic", (
           f"sum by (namespace, service, model) ({t.COST_COMPARED}{{{SERVICE}}})", "{{service}} at {{model}}"),
     graph("Ours over theirs", "Today's spend over the list price of the same tokens; below 1 ours is cheaper.",
           Query(f"{_TODAY} / on (namespace, service) group_right () "
-                f"(sum by (namespace, service, model) ({t.COST_COMPARED}{{{SERVICE}}}) > 0)", "{{service}} against {{model}}")),
+                f"(sum by (namespace, service, model) ({t.COST_COMPARED}{{{SERVICE}}}) > 0)", "{{service}} against {{model}}"), line=1.0),
     graph("Requests a day to break even", "From there own replicas, as many as now, cost less; beside it the requests of now, for a day.",
           Query(f"sum by (service, model) ({t.COST_BREAK_EVEN}{{{SERVICE}}})", "{{service}} against {{model}}"),
           Query(rate(t.REQUESTS, f'{SERVICE},kind="live"', "service", " * 86400"), "{{service}} now")),

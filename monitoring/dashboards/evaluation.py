@@ -13,6 +13,7 @@ from monitoring.panels import (
     graph,
     mean,
     number,
+    proof,
     quantiles,
     rate,
 )
@@ -42,7 +43,7 @@ GATE = Row("Gate: offline evaluations of the newest rollout", (
           (Query(f"sum by (service, event, reason) ({t.ROLLOUT_EVENTS}{{{_GATED}}})"),), kind="table", width=12, height=4),
     graph("Difference in accuracy", "Candidate against champion on the same items, with its bounds and the margin.",
           *_effect(_GATE), width=12),
-    graph("Evidence against the candidate", "E-value over its threshold: at 1 the candidate falls at the gate.",
+    proof("Evidence against the candidate", "E-value over its threshold: at 1 the candidate falls at the gate.",
           Query(evidence(_GATE), "{{service}}"), width=12),
 ))  # fmt: skip
 
@@ -53,7 +54,7 @@ JUDGE = Row("Judge: mirrored answers of the rehearsal", (
     graph("Pairs", "Mirrored pairs each second by what came of them: `inconsistent` turned with the order, `unparsable` could not be read.",
           Query(rate(t.JUDGEMENTS, SERVICE, "service, result"), "{{service}} {{result}}")),
     graph("Difference in judged quality", "Candidate against stable, with its bounds and the margin.", *_effect(_JUDGE), width=12),
-    graph("Evidence for harm", "E-value over its threshold: at 1 the rollout is aborted.", Query(evidence(_JUDGE), "{{service}}"),
+    proof("Evidence for harm", "E-value over its threshold: at 1 the rollout is aborted.", Query(evidence(_JUDGE), "{{service}}"),
           width=12),
 ))  # fmt: skip
 

@@ -14,6 +14,7 @@ from monitoring.panels import (
     graph,
     mean,
     number,
+    proof,
     rate,
     share,
 )
@@ -40,7 +41,7 @@ SHARES = Row("Shares", (
     graph("By kind", "Marks each second by kind.",
           Query(rate(t.FEEDBACK, REVISION, "kind"), "{{kind}}")),
     graph("By kind and mark", "Good, bad, neutral.", Query(rate(t.FEEDBACK, REVISION, "kind, mark"), "{{kind}} {{mark}}")),
-    graph("Guardrail", "The controller's evidence on feedback: e-value over threshold; 1 aborts.",
+    proof("Guardrail", "The controller's evidence on feedback: e-value over threshold; 1 aborts.",
           Query(evidence(f'{SERVICE},metric=~"feedback|judge|errors"'), "{{service}} {{metric}}")),
 ))  # fmt: skip
 

@@ -25,7 +25,7 @@ _OPEN = "understudy-service"
 
 def _linked(panel: Panel) -> Panel:
     return Panel(
-        panel.title, panel.text, panel.queries, panel.unit, panel.kind, panel.width, panel.height, panel.top, _OPEN
+        panel.title, panel.text, panel.queries, panel.unit, panel.kind, panel.width, panel.height, panel.top, link=_OPEN
     )
 
 
@@ -46,7 +46,7 @@ SLO = Row("Objectives", (
           "Share of bad events over the last hour, as a multiple of what the objective allows: 1 uses the budget up in exactly 30 days, "
           "14.4 is paged.",
           Query(f"understudy:sli_bad:ratio_rate1h{{{SERVICE}}} / on (sli) group_left () (1 - understudy:slo:objective)",
-                "{{service}} {{sli}}"), width=12),
+                "{{service}} {{sli}}"), width=12, line=1.0),
     graph("Budget left, three days", "What the last three days leave of their part of the budget; below 0 more was used than was there.",
           Query(f"1 - understudy:sli_bad:ratio_rate3d{{{SERVICE}}} / on (sli) group_left () (1 - understudy:slo:objective)",
                 "{{service}} {{sli}}"), unit="percentunit", width=12),

@@ -14,6 +14,7 @@ from monitoring.panels import (
     graph,
     mean,
     number,
+    proof,
     quantiles,
     rate,
     share,
@@ -50,9 +51,9 @@ PROGRESS = Row("Progress", (
 ))  # fmt: skip
 
 EVIDENCE = Row("The controller's evidence", (
-    graph("Evidence for harm", "E-value over its threshold: at 1 the metric counts as harmed and the rollout is aborted.",
+    proof("Evidence for harm", "E-value over its threshold: at 1 the metric counts as harmed and the rollout is aborted.",
           Query(evidence(SERVICE), "{{service}} {{metric}}")),
-    graph("Evidence for promotion", "E-value over its threshold: at 1 the metric counts as not worse. Of the last step's users.",
+    proof("Evidence for promotion", "E-value over its threshold: at 1 the metric counts as not worse. Of the last step's users.",
           Query(evidence(SERVICE, "promotion"), "{{service}} {{metric}}")),
     graph("Estimates by arm", "Each guardrail's metric in each arm, over users.",
           Query(f"{t.ROLLOUT_VALUE}{{{SERVICE}}}", "{{service}} {{metric}} {{arm}}")),
