@@ -295,7 +295,7 @@ async def _stay(stage: Stage, stack: LocalStack) -> int:
         f"start a rollout: set the alias `{model.challenger}` on a version of `{model.registered_model}` in MLflow"
     )
     stage.view.say(f"watch it: understudy explain {stage.story.service} --store {stack.store_url}")
-    stage.scene.now = "the platform is up; Ctrl-C ends it"
+    stage.scene.now, stage.scene.expected_seconds = "the platform is up; Ctrl-C ends it", 0.0
     while True:
         stage.view.update()
         await asyncio.sleep(1.0)

@@ -9,6 +9,7 @@ JSON, and Prometheus' query API. It must know no metric and no dashboard by name
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
 import re
@@ -151,7 +152,7 @@ class Picture:
         self.width, self.head = 24 * COLUMN, 0.5
         self.height = self.head + LINE * max(place["y"] + place["h"] for place in places) + 0.05
         self.figure = Figure(figsize=(self.width, self.height), dpi=DPI, facecolor="#f4f5f7")
-        self.canvas = FigureCanvasAgg(self.figure)
+        FigureCanvasAgg(self.figure)
         self.sheet = self.figure.add_axes((0, 0, 1, 1), xlim=(0, self.width), ylim=(self.height, 0))
         self.sheet.set_axis_off()
         self.marks = [mark for asked in dashboard["annotations"].get("list", []) for mark in self._marks(asked["expr"])]
@@ -368,11 +369,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for uid in given.uid or shipped:
             dashboard = json.loads(shipped[uid].read_text())
             path = given.out / f"{uid}.png"
-            picture = Picture(dashboard, source)
-            picture.draw(dashboard)
-            picture.canvas.draw()
-            drawn = Image.frombytes("RGBA", picture.canvas.get_width_height(), bytes(picture.canvas.buffer_rgba()))
-            drawn.convert("RGB").quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
+            drawn = io.BytesIO()
+            Picture(dashboard, source).draw(dashboard).savefig(drawn)
+            Image.open(drawn).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
             print(path)
     except RenderError as error:
         print(f"monitoring.render: {error}", file=sys.stderr)

@@ -193,6 +193,7 @@ class LocalStack:
         """Start Prometheus with the shipped rules, where there is one. What runs without it runs no worse."""
         program = shutil.which("prometheus")
         if program is None:
+            self.tell("Prometheus is left out: there is no `prometheus` on the PATH")
             return
         try:
             refuse_used_ports({f"{self.config} spec.prometheusPort": self.spec.prometheus_port})

@@ -38,7 +38,7 @@ async def test_without_the_program_nothing_is_started(tmp_path: Path, monkeypatc
     told: list[str] = []
     made = stack(tmp_path, 9090, told)
     await made.start_prometheus()
-    assert not told
+    assert told == ["Prometheus is left out: there is no `prometheus` on the PATH"]
     assert "Prometheus" not in made.addresses()
 
 

@@ -27,7 +27,7 @@ from tests.e2e.installation import (
 from tests.e2e.kube import CommandFailed, Namespace, run
 
 ORDER = (
-    "test_install", "test_rollout", "test_upgrade", "test_alias_conflict", "test_faults", "test_gpu", "test_uninstall",
+    "test_operator", "test_install", "test_rollout", "test_upgrade", "test_alias_conflict", "test_faults", "test_gpu", "test_uninstall",
     "test_kuberay", "test_engine_faults", "test_documentation",
 )  # fmt: skip
 _platforms: list[Platform] = []
