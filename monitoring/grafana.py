@@ -96,6 +96,10 @@ def _panel(panel: Panel) -> Any:
     drawn.span(panel.width).height(panel.height)
     for number, query in enumerate(panel.queries):
         drawn.with_target(_target(panel, query, chr(ord("A") + number)))
+    if panel.kind == "table":
+        drawn.with_transformation(
+            model.DataTransformerConfig(id_val="organize", options={"excludeByName": {"Time": True}})
+        )
     if panel.kind == "time series":
         legend = common_builders.VizLegendOptions().show_legend(True).placement(common.LegendPlacement.BOTTOM)
         drawn.legend(legend.display_mode(common.LegendDisplayMode.LIST))
@@ -116,7 +120,7 @@ def _panel(panel: Panel) -> Any:
 
 def _axis(drawn: timeseries.Panel, panel: Panel) -> None:
     if panel.top is not None:
-        drawn.min(0)
+        drawn.min(panel.bottom)
     if panel.log:
         scale = common_builders.ScaleDistributionConfig().type(common.ScaleDistribution.LOG).log(10)
         drawn.scale_distribution(scale).min(0.001).fill_opacity(0)

@@ -38,7 +38,8 @@ class Panel:
     width: int = 8
     height: int = 8
     top: float | None = None
-    """The axis' end, where it is known."""
+    """The axis' end, where it is known; it begins at `bottom` then."""
+    bottom: float = 0.0
     line: float | None = None
     """Where something counts as too much, or as shown: drawn across."""
     log: bool = False
@@ -81,10 +82,11 @@ def graph(
     unit: str = "short",
     width: int = 8,
     top: float | None = None,
+    bottom: float = 0.0,
     line: float | None = None,
 ) -> Panel:
     """A time series."""
-    return Panel(title, text, queries, unit, width=width, top=top, line=line)
+    return Panel(title, text, queries, unit, width=width, top=top, bottom=bottom, line=line)
 
 
 def proof(title: str, text: str, query: Query, width: int = 8) -> Panel:

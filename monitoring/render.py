@@ -32,7 +32,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, MultipleLocator
 from PIL import Image
 
 from monitoring.generate import SHIPPED
@@ -127,6 +127,8 @@ def text(value: float, unit: str) -> str:
         return f"{value * 1e6:.3g} µs" if value else "0 s"
     if unit in ("percentunit", "percent"):
         return f"{value * (100 if unit == 'percentunit' else 1):.3g} %"
+    if abs(value) >= 1e15:
+        return f"{value:.0e}"
     base = 1024.0 if unit == "bytes" else 1000.0
     number, prefix = value, ""
     for name in ("k", "M", "G", "T"):
@@ -161,7 +163,8 @@ class Picture:
         """Every row and panel, at its place."""
         clock = [datetime.fromtimestamp(at, UTC) for at in (self.source.start, self.source.end)]
         self._text(0.12, 0.27, dashboard["title"], size=14, weight="bold")
-        span = f"{clock[0]:%Y-%m-%d %H:%M} – {clock[1]:%H:%M} UTC"
+        marked = " and ".join(asked["name"].lower() for asked in dashboard["annotations"].get("list", []))
+        span = f"{clock[0]:%Y-%m-%d %H:%M} – {clock[1]:%H:%M} UTC" + (f"; dotted: a new {marked}" if marked else "")
         self._text(self.width - 0.12, 0.27, span, size=9, ha="right", color=MUTED)
         for panel in dashboard["panels"]:
             place = panel["gridPos"]
@@ -210,8 +213,12 @@ class Picture:
             axes.yaxis.set_major_locator(LogLocator(numticks=5))
             axes.minorticks_off()
         else:
-            axes.set_ylim(min(low * 1.05, 0), defaults.get("max", high + 0.05 * (high - min(low, 0)) or 1))
+            axes.set_ylim(
+                defaults.get("min", min(low * 1.05, 0)), defaults.get("max", high + 0.05 * (high - min(low, 0)) or 1)
+            )
             axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
+            if unit == "bytes" and high > 0:
+                axes.yaxis.set_major_locator(MultipleLocator(2 ** math.ceil(math.log2(high / 4))))
         for step in defaults.get("thresholds", {}).get("steps", []):
             if step.get("value") is not None:
                 axes.axhline(step["value"], color="#b3261e", linewidth=1, linestyle=(0, (4, 2)), zorder=2)
@@ -227,6 +234,7 @@ class Picture:
 
     def _states(self, panel: dict[str, Any], found: list[tuple[str, Series]], box: tuple[float, ...]) -> None:
         x, y, w, h = box
+        found.sort(key=lambda one: next(i for i, value in enumerate(one[1].values) if not math.isnan(value)))
         wide = max(self._measure(name, 8) for name, _ in found) + 0.2
         axes = self._axes(x + wide, y + 0.32, w - wide - 0.13, h - 0.32 - 0.3)
         times, width = self.source.times, self.source.step
@@ -371,7 +379,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             path = given.out / f"{uid}.png"
             drawn = io.BytesIO()
             Picture(dashboard, source).draw(dashboard).savefig(drawn)
-            Image.open(drawn).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
+            Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
             print(path)
     except RenderError as error:
         print(f"monitoring.render: {error}", file=sys.stderr)

@@ -34,8 +34,8 @@ SPENT = Row("Spent", (
           f"sum by (namespace, service, bound) ({t.COST_MONTH}{{{SERVICE}}})", "{{service}} {{bound}}"),
     money("1,000 answers", "Everything that was spent in seven days over the answers.",
           f"sum by (namespace, service) ({t.COST_PER_THOUSAND}{{{SERVICE}}})", "{{service}}"),
-    money("A good answer", "Estimate: as if answers that nobody marked were like the marked ones; bounds of 95 %.",
-          f"sum by (namespace, service, bound) ({t.COST_PER_GOOD}{{{SERVICE}}})", "{{service}} {{bound}}"),
+    money("1,000 good answers", "Estimate: as if answers that nobody marked were like the marked ones; bounds of 95 %.",
+          f"1000 * sum by (namespace, service, bound) ({t.COST_PER_GOOD}{{{SERVICE}}})", "{{service}} {{bound}}"),
 ))  # fmt: skip
 
 COMPARED = Row("Other models on the same traffic", (

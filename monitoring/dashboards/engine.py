@@ -1,6 +1,7 @@
 """Engine: vLLM, Ray Serve and GPUs, by revision.
 
-Ray exports vLLM's metrics under its own prefix, on each pod's port 8080; the scraping (chart, docs/monitoring.md) puts `service` and
+Ray exports vLLM's metrics under its own prefix, on each pod's port 8080, histograms with their buckets alone: a `_sum` is made of the
+buckets' middles, so nothing here divides by it; the scraping (chart, docs/monitoring.md) puts `service` and
 `revision` on them. GPUs are seen by DCGM's exporter, which knows the pods.
 """
 
@@ -11,6 +12,14 @@ from monitoring.panels import NAMESPACE, REVISION, SERVICE, Dashboard, Query, Ro
 _BY = "service, revision"
 _NAME = "{{revision}}"
 _NODE = "{{instance}}"
+_ASKED = "ray_vllm_prefix_cache_queries_total"
+_QUEUE = "ray_vllm_request_queue_time_seconds"
+_SHORT = f'{REVISION},le="0.3"'
+
+
+def _some(counter: str, always: str) -> str:
+    """A counter's events each second; 0 where `always` counts and it has not begun: Ray exports no counter before its first event."""
+    return f"{rate(counter, REVISION, _BY)} or 0 * {rate(always, REVISION, _BY)}"
 
 
 def _now(metric: str, how: str = "sum") -> str:
@@ -24,22 +33,20 @@ VLLM = Row("vLLM", (
     graph("KV cache", "Share in use, the fullest replica. Near 1 requests wait, or are preempted.",
           Query(_now("ray_vllm_kv_cache_usage_perc", "max"), _NAME), unit="percentunit", top=1.0),
     graph("Preemptions", "Requests each second that lost their place in the cache and are computed again.",
-          Query(rate("ray_vllm_num_preemptions_total", REVISION, _BY), _NAME)),
+          Query(_some("ray_vllm_num_preemptions_total", "ray_vllm_prompt_tokens_total"), _NAME)),
     graph("Prefix cache hits", "Share of the prompts' tokens that were in the cache.",
-          Query(f"{rate('ray_vllm_prefix_cache_hits_total', REVISION, _BY)} / {rate('ray_vllm_prefix_cache_queries_total', REVISION, _BY)}",
-                _NAME), unit="percentunit", top=1.0),
-    graph("Time in the engine's queue", "From the request's arrival at the engine until it is in a batch.",
-          *quantiles("ray_vllm_request_queue_time_seconds", REVISION, _BY, _NAME, 0.5, 0.95), unit="s"),
+          Query(f"({_some('ray_vllm_prefix_cache_hits_total', _ASKED)}) / {rate(_ASKED, REVISION, _BY)}", _NAME),
+          unit="percentunit", top=1.0),
+    graph("Long waits in the engine's queue", "Share of requests that were in no batch for more than 0.3 s, vLLM's smallest bucket.",
+          Query(f"1 - {rate(f'{_QUEUE}_bucket', _SHORT, _BY)} / {rate(f'{_QUEUE}_count', REVISION, _BY)}", _NAME),
+          unit="percentunit", top=1.0),
     graph("First token, as the engine sees it", "Compare with the gateway's: what is more there is Ray's and the network's.",
           *quantiles("ray_vllm_time_to_first_token_seconds", REVISION, _BY, _NAME, 0.5, 0.95), unit="s"),
     graph("Tokens", "Tokens each second, prompts and answers.",
           Query(rate("ray_vllm_prompt_tokens_total", REVISION, _BY), f"{_NAME} prompts"),
           Query(rate("ray_vllm_generation_tokens_total", REVISION, _BY), f"{_NAME} answers")),
-    graph("Prefill and decode", "Mean time of a request in each.",
-          Query(f"{rate('ray_vllm_request_prefill_time_seconds_sum', REVISION, _BY)}"
-                f" / {rate('ray_vllm_request_prefill_time_seconds_count', REVISION, _BY)}", f"{_NAME} prefill"),
-          Query(f"{rate('ray_vllm_request_decode_time_seconds_sum', REVISION, _BY)}"
-                f" / {rate('ray_vllm_request_decode_time_seconds_count', REVISION, _BY)}", f"{_NAME} decode"), unit="s"),
+    graph("Time between tokens, as the engine sees it", "Gaps while an answer is decoded; vLLM's smallest bucket ends at 10 ms.",
+          *quantiles("ray_vllm_inter_token_latency_seconds", REVISION, _BY, _NAME, 0.5, 0.95), unit="s"),
     graph("Ended requests", "By why they ended: `stop`, `length`, `abort`.",
           Query(rate("ray_vllm_request_success_total", REVISION, "revision, finished_reason"), f"{_NAME} {{{{finished_reason}}}}"),
           unit="reqps"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from monitoring.panels import NAMESPACE, SERVICE, Dashboard, Query, Row, Variable, graph, quantiles, rate
+from monitoring.panels import NAMESPACE, SERVICE, Dashboard, Panel, Query, Row, Variable, graph, quantiles, rate
 from services.common import telemetry as t
 
 _POD = "{{instance}}"
@@ -60,8 +60,8 @@ CONTROLLER = Row("Controller", (
           Query(rate(t.PLATFORM_CALLS, NAMESPACE, "call, result"), "{{call}} {{result}}"), width=6),
     graph("Time of a platform's call", "99th percentile and median.",
           *quantiles(t.PLATFORM_DURATION, NAMESPACE, "call", "{{call}}", 0.5, 0.99), unit="s", width=8),
-    graph("Conditions that do not hold", "By service; the reason says why.",
-          Query(f"{t.CONDITION}{{{SERVICE}}} == bool 0", "{{service}} {{type}}: {{reason}}"), width=8),
+    Panel("Conditions that do not hold", "By service, while they do not; the reason says why.",
+          (Query(f"{t.CONDITION}{{{SERVICE}}} == 0", "{{service}} {{type}}: {{reason}}"),), kind="states"),
     graph("Webhook's certificate", "Time until it ends; cert-manager replaces its own, the chart's lasts ten years.",
           Query(f"{t.CERTIFICATE_END}{{{NAMESPACE}}} - time()", _POD), unit="s", width=8),
 ))  # fmt: skip

@@ -37,33 +37,35 @@ STATE = Row("State", (
 
 PROGRESS = Row("Progress", (
     number("Step", "Canary step, from 0.", f"max({t.ROLLOUT_STEP}{{{SERVICE}}})", width=3),
-    Panel("Revisions", "Candidate and champion.", (Query(f"{t.ROLLOUT}{{{SERVICE}}}"),), kind="table", width=9, height=4),
     Panel("Decided", "When the newest rollout was decided.", (Query(f"{t.ROLLOUT_DECIDED}{{{SERVICE}}} * 1000", "{{service}}"),),
-          "dateTimeAsIso", "number", 4, 4),
-    Panel("Events", "Transitions and verdicts since the controller's start.",
-          (Query(f"sum by (service, event, reason) ({t.ROLLOUT_EVENTS}{{{SERVICE}}})"),), kind="table", width=8, height=4),
+          "dateTimeAsIso", "number", 7, 4),
+    Panel("Revisions", "Candidate and champion.", (Query(f"max by (service, revision, champion) ({t.ROLLOUT}{{{SERVICE}}})"),),
+          kind="table", width=14, height=4),
     graph("Weight", "Share of users on the candidate.", Query(f"{t.ROLLOUT_WEIGHT}{{{SERVICE}}}", "{{service}}"),
-          unit="percentunit", top=0.5),
+          unit="percentunit", width=5, top=0.5),
     graph("Users", "Users whose values are final, by arm; both arms should grow alike.",
-          Query(f"{t.ROLLOUT_USERS}{{{SERVICE}}}", _NAME)),
-    graph("Sample ratio", "Evidence that the arms do not get the users they should, and where it counts as broken.",
-          Query(f"{t.SAMPLE_RATIO}{{{SERVICE}}}", "{{service}}"), Query(f"{t.SAMPLE_RATIO_THRESHOLD}{{{SERVICE}}}", "threshold")),
+          Query(f"{t.ROLLOUT_USERS}{{{SERVICE}}}", _NAME), width=6),
+    graph("Sample ratio", "Evidence that the arms do not get the users they should, over its threshold: at 1 the assignment is broken.",
+          Query(f"{t.SAMPLE_RATIO}{{{SERVICE}}} / {t.SAMPLE_RATIO_THRESHOLD}{{{SERVICE}}}", "{{service}}"), width=5, top=1.0),
+    Panel("Events", "Transitions and verdicts since the controller's start.",
+          (Query(f"sum by (service, event, reason) ({t.ROLLOUT_EVENTS}{{{SERVICE}}})"),), kind="table"),
 ))  # fmt: skip
 
 EVIDENCE = Row("The controller's evidence", (
     proof("Evidence for harm", "E-value over its threshold: at 1 the metric counts as harmed and the rollout is aborted.",
-          Query(evidence(SERVICE), "{{service}} {{metric}}")),
+          Query(evidence(SERVICE), "{{service}} {{metric}}"), width=12),
     proof("Evidence for promotion", "E-value over its threshold: at 1 the metric counts as not worse. Of the last step's users.",
-          Query(evidence(SERVICE, "promotion"), "{{service}} {{metric}}")),
-    graph("Estimates by arm", "Each guardrail's metric in each arm, over users.",
-          Query(f"{t.ROLLOUT_VALUE}{{{SERVICE}}}", "{{service}} {{metric}} {{arm}}")),
-    graph("Effect and its bounds", "Candidate against control; the bounds hold at every look at once.",
+          Query(evidence(SERVICE, "promotion"), "{{service}} {{metric}}"), width=12),
+    Panel("Estimates by arm", "Each guardrail's metric in each arm, over users: shares, seconds, tokens per second.",
+          (Query(f"{t.ROLLOUT_VALUE}{{{SERVICE}}}", "{{service}} {{metric}} {{arm}}"),), width=24, log=True),
+    graph("Effect and its bounds", "Candidate against control, relative for times and speeds; the bounds hold at every look at once. "
+          "Harm is an effect beyond the margin, which is negative where more is better. The axis ends at 1 either way.",
           Query(f"{t.ROLLOUT_EFFECT}{{{SERVICE}}}", "{{service}} {{metric}} {{bound}}"),
-          Query(f"{t.ROLLOUT_MARGIN}{{{SERVICE}}}", "{{service}} {{metric}} margin"), width=12),
+          Query(f"{t.ROLLOUT_MARGIN}{{{SERVICE}}}", "{{service}} {{metric}} margin"), width=24, top=1.0, bottom=-1.0),
     graph("Judge's score", "Mean score of the mirrored answers, by arm.",
-          Query(mean(t.JUDGE_SCORE, SERVICE, _BY), _NAME), width=6, top=1.0),
+          Query(mean(t.JUDGE_SCORE, SERVICE, _BY), _NAME), width=12, top=1.0),
     graph("Judged pairs", "Mirrored pairs each second by what came of them.",
-          Query(rate(t.JUDGEMENTS, SERVICE, "service, result"), "{{service}} {{result}}"), width=6),
+          Query(rate(t.JUDGEMENTS, SERVICE, "service, result"), "{{service}} {{result}}"), width=12),
 ))  # fmt: skip
 
 ARMS = Row("The arms as the gateways measure them", (

@@ -322,7 +322,9 @@ ROLLOUT_EFFECT: Final = _gauge(
     SERVICE, METRIC, BOUND, unit="the margin's",
 )  # fmt: skip
 ROLLOUT_MARGIN: Final = _gauge(
-    "controller", "understudy_rollout_margin", "How much worse the candidate may be.", SERVICE, METRIC, unit="the margin's"
+    "controller", "understudy_rollout_margin",
+    "The effect beyond which the candidate is worse than allowed (of a goal: good enough); negative where that is a fall.",
+    SERVICE, METRIC, unit="the margin's",
 )  # fmt: skip
 ROLLOUT_E_VALUE: Final = _gauge(
     "controller", "understudy_rollout_e_value", "Evidence for harm, and for promotion; grows where the claim is true.",

@@ -164,7 +164,9 @@ def _of_rollout(rollout: RolloutStatus) -> Iterator[Sample]:
 def _of_reading(reading: Mapping[str, Any]) -> Iterator[Sample]:
     """What is not known yet has no sample."""
     metric = str(reading["metric"])
-    yield names.ROLLOUT_MARGIN, (metric,), float(reading["margin"])
+    # Beside the effect, so with its sign; what a goal asks for lies on the good side.
+    falls = (reading["direction"] == "higher") != (reading["mode"] == "goal")
+    yield names.ROLLOUT_MARGIN, (metric,), float(-reading["margin"] if falls else reading["margin"])
     known: list[tuple[MetricSpec, str, str]] = [
         (names.ROLLOUT_VALUE, "control", "control"),
         (names.ROLLOUT_VALUE, "candidate", "candidate"),

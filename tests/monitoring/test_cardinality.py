@@ -143,7 +143,7 @@ def reading(metric: str, **changes: Any) -> dict[str, Any]:
         "e_promote",
         "promote_threshold",
     )
-    return {"metric": metric, **dict.fromkeys(known, 0.5), **changes}
+    return {"metric": metric, "direction": "lower", "mode": "nonInferior", **dict.fromkeys(known, 0.5), **changes}
 
 
 def look(
@@ -189,10 +189,12 @@ def test_a_look_says_what_it_saw_and_forgets_what_is_no_more() -> None:
     )
     assert value(telemetry.ROLLOUT_EVENTS.name, of | {"event": "advance", "reason": "StepPassed"}) == 1
     assert value(telemetry.LAST_LOOK.name, of) == 100
-    compared = {**reading("accuracy", control=0.9, candidate=0.2), "items": 125}
+    assert value(telemetry.ROLLOUT_MARGIN.name, of | {"metric": "errors"}) == 0.5
+    compared = {**reading("accuracy", control=0.9, candidate=0.2, direction="higher"), "items": 125}
     look(metrics, "a", rollout("a", gate=compared), [])
     assert value(telemetry.GATE_ITEMS.name, of) == 125
     assert value(telemetry.ROLLOUT_VALUE.name, of | {"metric": "accuracy", "arm": "candidate"}) == 0.2
+    assert value(telemetry.ROLLOUT_MARGIN.name, of | {"metric": "accuracy"}) == -0.5, "a fall by so much is allowed"
     ended = rollout("a", stage="finished", verdict="abort", decided_at=90.0, finished_at=90.0)
     look(metrics, "a", ended, [])
     assert value(telemetry.ROLLOUT_VERDICT.name, of | {"verdict": "abort"}) == 1
