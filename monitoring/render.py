@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import matplotlib as mpl
+import numpy as np
 
 mpl.use("Agg")
 
@@ -52,6 +53,7 @@ HIDDEN: Final = ("__name__", "job", "instance", "namespace", "endpoint", "pod", 
 """Labels of where a series was scraped: not in a table."""
 
 
+Values = np.ndarray[Any, np.dtype[np.float64]]
 Entry = tuple[int | None, float, str]
 """Of a legend: number of the series, place, name."""
 
@@ -65,7 +67,12 @@ class Series:
     """Values at each step of the range; nan where there was none. Of an instant query: one."""
 
     labels: dict[str, str]
-    values: list[float]
+    values: Values
+
+    @property
+    def there(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Where there is a value."""
+        return ~np.isnan(self.values)
 
 
 @dataclass(frozen=True)
@@ -82,23 +89,24 @@ class Source:
         return max(math.ceil((self.end - self.start) / POINTS), 1)
 
     @property
-    def times(self) -> list[float]:
-        return [self.start + i * self.step for i in range(int((self.end - self.start) / self.step) + 1)]
+    def times(self) -> Values:
+        return np.arange(self.start, self.end, self.step)
 
     def over_time(self, expr: str) -> list[Series]:
         """A query at every step."""
         asked = {"start": self.start, "end": self.end, "step": self.step}
-        found, times = [], self.times
+        found = []
         for one in self._ask("query_range", expr, asked):
-            values = [math.nan] * len(times)
+            values = np.full(len(self.times), math.nan)
             for at, value in one["values"]:
-                values[min(round((at - self.start) / self.step), len(times) - 1)] = float(value)
+                values[min(round((at - self.start) / self.step), len(values) - 1)] = float(value)
             found.append(Series(one["metric"], values))
         return found
 
     def now(self, expr: str) -> list[Series]:
         """A query at the range's end."""
-        return [Series(one["metric"], [float(one["value"][1])]) for one in self._ask("query", expr, {"time": self.end})]
+        answers = self._ask("query", expr, {"time": self.end})
+        return [Series(one["metric"], np.array([float(one["value"][1])])) for one in answers]
 
     def _ask(self, what: str, expr: str, asked: dict[str, Any]) -> list[dict[str, Any]]:
         expr = re.sub(r"\$(\w+)", lambda found: self.variables.get(found[1], found[0]), expr)
@@ -186,7 +194,7 @@ class Picture:
             (_name(target.get("legendFormat", ""), one.labels), one)
             for target in panel["targets"]
             for one in ask(target["expr"])
-            if not all(math.isnan(value) for value in one.values)
+            if one.there.any()
         ]
         if not found:
             self._text(x + w / 2, y + h / 2 + 0.08, "no data", size=10, ha="center", color="#999999")
@@ -204,18 +212,18 @@ class Picture:
         times = self.source.times
         for number, (_, one) in enumerate(found):
             axes.plot(times, one.values, color=_colour(number), linewidth=1.3, zorder=3)
-            axes.plot(times, _alone(one.values), ".", color=_colour(number), markersize=3, zorder=3)
-        values = [value for _, one in found for value in one.values if math.isfinite(value)]
-        low, high = min(values, default=0), max(values, default=1)
+            alone = one.there & ~np.roll(one.there, 1) & ~np.roll(one.there, -1)  # a line would not show them
+            axes.plot(times[alone], one.values[alone], ".", color=_colour(number), markersize=3, zorder=3)
+        values = np.concatenate([one.values[np.isfinite(one.values)] for _, one in found])
+        low, high = float(values.min(initial=0)), float(values.max(initial=0))
         if custom.get("scaleDistribution", {}).get("type") == "log":
             axes.set_yscale("log")
             axes.set_ylim(defaults["min"], max(high, 1) * 2)
             axes.yaxis.set_major_locator(LogLocator(numticks=5))
             axes.minorticks_off()
         else:
-            axes.set_ylim(
-                defaults.get("min", min(low * 1.05, 0)), defaults.get("max", high + 0.05 * (high - min(low, 0)) or 1)
-            )
+            room = 0.05 * (high - low) or 1
+            axes.set_ylim(defaults.get("min", low * 1.05), defaults.get("max", high + room))
             axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
             if unit == "bytes" and high > 0:
                 axes.yaxis.set_major_locator(MultipleLocator(2 ** math.ceil(math.log2(high / 4))))
@@ -234,12 +242,12 @@ class Picture:
 
     def _states(self, panel: dict[str, Any], found: list[tuple[str, Series]], box: tuple[float, ...]) -> None:
         x, y, w, h = box
-        found.sort(key=lambda one: next(i for i, value in enumerate(one[1].values) if not math.isnan(value)))
+        found.sort(key=lambda one: int(one[1].there.argmax()))  # the earliest above
         wide = max(self._measure(name, 8) for name, _ in found) + 0.2
         axes = self._axes(x + wide, y + 0.32, w - wide - 0.13, h - 0.32 - 0.3)
         times, width = self.source.times, self.source.step
         for row, (_, one) in enumerate(found):
-            spans = [(at, width) for at, value in zip(times, one.values, strict=True) if not math.isnan(value)]
+            spans = [(at, width) for at in times[one.there]]
             axes.broken_barh(spans, (row - 0.38, 0.76), facecolors=_colour(row), zorder=3)
         axes.set_yticks(range(len(found)), [name for name, _ in found])
         axes.set_ylim(len(found) - 0.4, -0.6)
@@ -260,37 +268,24 @@ class Picture:
     def _table(self, panel: dict[str, Any], found: list[tuple[str, Series]], box: tuple[float, ...]) -> None:
         x, y, w, h = box
         labels = sorted({label for _, one in found for label in one.labels} - set(HIDDEN))
-        rows = [
-            [
-                *(one.labels.get(label, "") for label in labels),
-                text(one.values[0], panel["fieldConfig"]["defaults"]["unit"]),
-            ]
-            for _, one in found
-        ]
-        columns = [[head, *(row[i] for row in rows)] for i, head in enumerate([*labels, "value"])]
+        columns = [[label, *(one.labels.get(label, "") for _, one in found)] for label in labels]
+        columns.append(["value", *(text(one.values[0], panel["fieldConfig"]["defaults"]["unit"]) for _, one in found)])
         widths = [max(self._measure(cell, 8) for cell in column) + 0.16 for column in columns]
         size = 8 * min(1.0, (w - 0.2) / sum(widths))
         fits = int((h - 0.5) / 0.17)
-        shown = fits if len(rows) <= fits else fits - 1
+        shown = fits if len(found) <= fits else fits - 1
         for i, column in enumerate(columns):
             left = x + 0.1 + sum(widths[:i]) * size / 8
             for row, cell in enumerate(column[: shown + 1]):
                 self._text(left, y + 0.38 + 0.17 * row, cell, size=size, color="black" if row else MUTED)
-        if len(rows) > shown:
-            more = f"and {len(rows) - shown} more"
+        if len(found) > shown:
+            more = f"and {len(found) - shown} more"
             self._text(x + 0.1, y + 0.38 + 0.17 * (shown + 1), more, size=8, color=MUTED)
 
     def _marks(self, expr: str) -> list[float]:
         """When the series of an annotation began."""
-        found = []
-        for one in self.source.over_time(expr):
-            before = [math.nan, *one.values]
-            found += [
-                at
-                for at, was, value in zip(self.source.times, before, one.values, strict=False)
-                if math.isnan(was) and not math.isnan(value)
-            ]
-        return found
+        begins = (one.there & ~np.insert(one.there, 0, False)[:-1] for one in self.source.over_time(expr))
+        return [float(at) for begin in begins for at in self.source.times[begin]]
 
     def _clock(self, axes: Axes) -> None:
         """The axis of time, with the dashboard's annotations."""
@@ -300,9 +295,8 @@ class Picture:
         apart = next((size for size in TICKS if (end - start) / size <= 5), TICKS[-1])
         ticks = [at * apart for at in range(math.ceil(start / apart), int(end / apart) + 1)]
         axes.set_xlim(start, end)
-        axes.set_xticks(
-            ticks, [datetime.fromtimestamp(at, UTC).strftime("%H:%M" if apart < 86400 else "%m-%d") for at in ticks]
-        )
+        form = "%H:%M" if apart < 86400 else "%m-%d"
+        axes.set_xticks(ticks, [datetime.fromtimestamp(at, UTC).strftime(form) for at in ticks])
         axes.tick_params(labelsize=8, colors="#444444", length=2, pad=2)
         for name, side in axes.spines.items():
             side.set_visible(name in ("left", "bottom"))
@@ -341,15 +335,6 @@ class Picture:
 
 def _colour(number: int) -> str:
     return COLOURS[number % len(COLOURS)]
-
-
-def _alone(values: list[float]) -> list[float]:
-    """Values with none beside them: a line would not show them."""
-    around = [math.nan, *values, math.nan]
-    return [
-        value if math.isnan(before) and math.isnan(after) else math.nan
-        for before, value, after in zip(around, values, around[2:], strict=False)
-    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
