@@ -67,6 +67,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = names.registry()
         self._gauges = _Gauges()
+        self._read: dict[str, tuple[str, Sequence[Mapping[str, Any]]]] = {}
         self.registry.register(self._gauges)
         self._looks = names.LOOKS.counter(self.registry)
         self._look_seconds = names.LOOK_DURATION.histogram(self.registry)
@@ -99,7 +100,10 @@ class Metrics:
         rollout = decision.status.rollout
         if rollout is not None:
             samples += _of_rollout(rollout)
-            for reading in readings:
+            # What a rollout was decided on stays until the next one begins: a scrape in between has to see it.
+            if readings or self._read.get(service, ("", ()))[0] != rollout.id:
+                self._read[service] = rollout.id, readings
+            for reading in self._read[service][1]:
                 samples += _of_reading(reading)
         for one in drift:
             samples.append((names.DRIFT_E_VALUE, (one.metric,), one.detector.level))
@@ -132,6 +136,7 @@ class Metrics:
     def gone(self, service: str) -> None:
         """The service is no more."""
         self._gauges.of.pop(service, None)
+        self._read.pop(service, None)
         self._gauges.costs.pop(service, None)
         for metric in self._by_service:
             metric.remove_by_labels({names.SERVICE: service})

@@ -199,8 +199,11 @@ def test_a_look_says_what_it_saw_and_forgets_what_is_no_more() -> None:
     look(metrics, "a", ended, [])
     assert value(telemetry.ROLLOUT_VERDICT.name, of | {"verdict": "abort"}) == 1
     assert value(telemetry.ROLLOUT_DECIDED.name, of) == 90
-    assert value(telemetry.ROLLOUT_E_VALUE.name, of | {"metric": "errors", "claim": "harm"}) is None
+    decided_on = of | {"metric": "errors", "claim": "harm"}
+    assert value(telemetry.ROLLOUT_E_VALUE.name, decided_on) == 3, "what it was decided on is still to be seen"
     assert value(telemetry.ROLLOUT_WAITING.name, of | {"reason": "AwaitingEvidence"}) is None
+    look(metrics, "a", rollout("a", id="r2", stage="gate"), [])
+    assert value(telemetry.ROLLOUT_E_VALUE.name, decided_on) is None
 
 
 def test_labels_are_the_declared_ones() -> None:
