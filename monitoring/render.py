@@ -223,7 +223,7 @@ class Picture:
             axes.minorticks_off()
         else:
             room = 0.05 * (high - low) or 1
-            axes.set_ylim(defaults.get("min", low * 1.05), defaults.get("max", high + room))
+            axes.set_ylim(defaults.get("min", low - room * (low < 0)), defaults.get("max", high + room))
             axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
             if unit == "bytes" and high > 0:
                 axes.yaxis.set_major_locator(MultipleLocator(2 ** math.ceil(math.log2(high / 4))))

@@ -54,7 +54,7 @@ CONTROLLER = Row("Controller", (
     graph("Looks", "Looks at services each second.", Query(rate(t.LOOKS, SERVICE, "result"), "{{result}}"), width=6),
     graph("Time of a look", "How long looks take.", *quantiles(t.LOOK_DURATION, NAMESPACE, "namespace", "", 0.5, 0.99), unit="s", width=6),
     graph("Since the last look", "By service; the second line is the pause until the next.",
-          Query(f"time() - {t.LAST_LOOK}{{{SERVICE}}}", "{{service}}"), Query(f"{t.LOOK_INTERVAL}{{{SERVICE}}}", "{{service}} pause"),
+          Query(f"timestamp({t.LAST_LOOK}{{{SERVICE}}}) - {t.LAST_LOOK}{{{SERVICE}}}", "{{service}}"), Query(f"{t.LOOK_INTERVAL}{{{SERVICE}}}", "{{service}} pause"),
           unit="s", width=6),
     graph("Calls of the platform", "By call and how they ended.",
           Query(rate(t.PLATFORM_CALLS, NAMESPACE, "call, result"), "{{call}} {{result}}"), width=6),

@@ -53,9 +53,13 @@ PROGRESS = Row("Progress", (
 
 EVIDENCE = Row("The controller's evidence", (
     proof("Evidence for harm", "E-value over its threshold: at 1 the metric counts as harmed and the rollout is aborted.",
-          Query(evidence(SERVICE), "{{service}} {{metric}}"), width=12),
+          Query(evidence(SERVICE), "{{service}} {{metric}}")),
     proof("Evidence for promotion", "E-value over its threshold: at 1 the metric counts as not worse. Of the last step's users.",
-          Query(evidence(SERVICE, "promotion"), "{{service}} {{metric}}"), width=12),
+          Query(evidence(SERVICE, "promotion"), "{{service}} {{metric}}")),
+    graph("Effect over the margin", "Candidate against control as estimated, over what is allowed: above 1 it is worse than that, below 0 "
+          "better than control. Of a goal: from 1 on it is good enough.",
+          Query(f'{t.ROLLOUT_EFFECT}{{{SERVICE},bound="estimate"}} / on (namespace, service, metric) group_left () '
+                f"({t.ROLLOUT_MARGIN}{{{SERVICE}}} != 0)", "{{service}} {{metric}}"), top=3.0, bottom=-3.0, line=1.0),
     Panel("Estimates by arm", "Each guardrail's metric in each arm, over users: shares, seconds, tokens per second.",
           (Query(f"{t.ROLLOUT_VALUE}{{{SERVICE}}}", "{{service}} {{metric}} {{arm}}"),), width=24, log=True),
     graph("Effect and its bounds", "Candidate against control, relative for times and speeds; the bounds hold at every look at once. "
