@@ -91,7 +91,7 @@ def graph(
 
 def proof(title: str, text: str, query: Query, width: int = 8) -> Panel:
     """E-values over their thresholds, which run through orders of magnitude; a line where they suffice."""
-    return Panel(title, text, (query,), width=width, line=1.0, log=True)
+    return Panel(title, text, (query,), width=width, top=1000.0, line=1.0, log=True)
 
 
 def number(title: str, text: str, expr: str, unit: str = "short", width: int = 4) -> Panel:

@@ -218,7 +218,7 @@ class Picture:
         low, high = float(values.min(initial=0)), float(values.max(initial=0))
         if custom.get("scaleDistribution", {}).get("type") == "log":
             axes.set_yscale("log")
-            axes.set_ylim(defaults["min"], max(high, 1) * 2)
+            axes.set_ylim(defaults["min"], defaults.get("max", max(high, 1) * 2))
             axes.yaxis.set_major_locator(LogLocator(numticks=5))
             axes.minorticks_off()
         else:
