@@ -206,7 +206,7 @@ class Picture:
         x, y, w, h = box
         told = self._flow([name for name, _ in found], w - 0.2)
         below = 0.3 + 0.17 * len(told)
-        axes = self._axes(x + 0.62, y + 0.32, w - 0.75, h - 0.32 - below)
+        axes = self._axes(x + 0.7, y + 0.32, w - 0.85, h - 0.32 - below)
         defaults = panel["fieldConfig"]["defaults"]
         unit, custom = defaults["unit"], defaults.get("custom", {})
         times = self.source.times
