@@ -64,9 +64,9 @@ PEOPLE = Row("People: answers compared side by side", (
     graph("Comparisons", "Answers compared each second, by arm: `good` was preferred, `neutral` was not, or it was a tie.",
           Query(rate(t.FEEDBACK, _COMPARED, "service, arm, mark"), "{{service}} {{arm}} {{mark}}")),
     graph("Difference of the shares", "Candidate against stable, with its bounds and the margin.", *_effect(_PEOPLE)),
-    graph("Evidence for harm", "E-value over its threshold: at 1 the rollout is aborted.", Query(evidence(_PEOPLE), "{{service}}"),
+    proof("Evidence for harm", "E-value over its threshold: at 1 the rollout is aborted.", Query(evidence(_PEOPLE), "{{service}}"),
           width=12),
-    graph("Evidence for promotion", "E-value over its threshold: at 1 the candidate's answers count as no worse liked.",
+    proof("Evidence for promotion", "E-value over its threshold: at 1 the candidate's answers count as no worse liked.",
           Query(evidence(_PEOPLE, "promotion"), "{{service}}"), width=12),
 ))  # fmt: skip
 
