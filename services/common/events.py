@@ -91,6 +91,8 @@ PLATFORM_AWAY: Final = Event("platform.away", "%(service)s: platform: %(error)s"
 PLATFORM_MISSING: Final = Event("platform.missing", "%(service)s: platform %(platform)s is not there: %(error)s")
 EVIDENCE_ANEW: Final = Event("evidence.anew", "%(service)s: evidence is folded anew: %(error)s")
 DRIFT_ANEW: Final = Event("drift.anew", "%(service)s: the detectors of its drift begin anew: %(error)s")
+PROMPTS_ANEW: Final = Event("prompts.anew", "%(service)s: the test of its prompts begins anew: %(error)s")
+EMBEDDING_REFUSED: Final = Event("embedding.refused", "a prompt stays without embedding: %(error)s")
 EXPERIMENT_UNREADABLE: Final = Event(
     "experiment.unreadable", "experiment %(rollout)s cannot be read and counts as ended: %(error)s"
 )
@@ -109,7 +111,9 @@ JUDGE_WITHOUT_KEY: Final = Event(
     "judge.without_key",
     "%(service)s names a judge or samples, but UNDERSTUDY_CONTROLLER_CONTENT_KEY is not set: nothing is judged",
 )
-JUDGE_UNUSABLE: Final = Event("judge.unusable", "judge of %(service)s: %(error)s; trying again")
+JUDGE_UNUSABLE: Final = Event(
+    "judge.unusable", "who judges or reads for %(service)s cannot be asked: %(error)s; trying again"
+)
 JUDGE_AWAY: Final = Event("judge.away", "judge of %(service)s: %(error)s")
 JUDGED: Final = Event("judge.judged", "judge of %(service)s, pairs so far: %(counts)s")
 SAMPLES_WAIT: Final = Event("samples.wait", "samples of %(service)s: %(error)s")

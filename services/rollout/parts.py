@@ -6,14 +6,16 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 import aiohttp
+from cryptography.fernet import Fernet
 
 from services.common import events
 from services.common.clock import SystemClock
 from services.rollout.artifacts import CachedArtifacts
 from services.rollout.cost_telling import CostTeller
+from services.rollout.embedding import EmbeddingEndpoint
 from services.rollout.errors import InvalidResource
 from services.rollout.execute import Executor
 from services.rollout.health import Health
@@ -31,6 +33,7 @@ from services.rollout.platforms.kuberay import KubeRayPlatform
 from services.rollout.platforms.kubernetes_objects import KubernetesObjects
 from services.rollout.platforms.measured import MeasuredPlatform
 from services.rollout.platforms.serve import ServePlatform
+from services.rollout.prompts import PromptReader
 from services.rollout.reconcile import Reconciler
 from services.rollout.registry import MlflowRegistry
 from services.rollout.resources import LLMService
@@ -45,6 +48,7 @@ log = logging.getLogger(__name__)
 
 SAMPLES_SECONDS: Final = 5.0
 """Between two searches for samples: nothing waits for them."""
+Made = TypeVar("Made")
 Owner = Mapping[str, Any]
 
 
@@ -137,32 +141,47 @@ class Parts:
         return tasks
 
     async def _judge(self, service: LLMService, key: bytes, metrics: Metrics) -> None:
-        judge = await self._await_judge(service)
+        judge = await self._made(service, self._make_judge)
         pause = min(1.0, service.spec.rollout.look)
         await Judging(service.name, self._store, judge, key, pause, metrics.judged).run()
 
     async def _sample(self, service: LLMService, key: bytes, metrics: Metrics) -> None:
-        grader = cast(Grader, await self._await_judge(service)) if service.graded else None
-        await SampleReader(service.name, self._store, grader, key, SAMPLES_SECONDS, metrics.judged).run()
+        grader = cast(Grader, await self._made(service, self._make_judge)) if service.graded else None
+        embedder = await self._made(service, self._make_embedder)
+        prompts = PromptReader(embedder, Fernet(key)) if embedder is not None else None
+        await SampleReader(service.name, self._store, grader, prompts, key, SAMPLES_SECONDS, metrics.judged).run()
 
-    async def _await_judge(self, service: LLMService) -> Judge:
+    async def _made(self, service: LLMService, make: Callable[[LLMService], Made]) -> Made:
+        """What the resource names, once it can be made: a file or a secret may come later."""
         while True:
             try:
-                return self._make_judge(service)
+                return make(service)
             except InvalidResource as error:
                 log.warning(events.JUDGE_UNUSABLE, {"service": service.name, "error": error})
                 await asyncio.sleep(RETRY_SECONDS)
+
+    def _make_embedder(self, service: LLMService) -> EmbeddingEndpoint | None:
+        spec = service.spec.drift.prompts
+        if spec is None:
+            return None
+        key = self._secret(spec.api_key_env, "drift.prompts.apiKeyEnv")
+        return EmbeddingEndpoint(self._session, spec.endpoint, spec.model, key, spec.timeout)
 
     def _make_judge(self, service: LLMService) -> Judge:
         spec = service.spec.rollout.judge
         assert spec is not None  # noqa: S101  service.judged, or graded
         if spec.kind == "exactMatch":
             return ExactMatchJudge.from_file(self._folder / str(spec.references))
-        key = self._environ.get(spec.api_key_env) if spec.api_key_env else None
-        if spec.api_key_env and key is None:
-            raise InvalidResource(f"environment variable {spec.api_key_env} (judge.apiKeyEnv) is not set")
+        key = self._secret(spec.api_key_env, "judge.apiKeyEnv")
         endpoint = ChatEndpoint(self._session, str(spec.endpoint), str(spec.model), key, spec.timeout)
         return RubricJudge(endpoint) if spec.kind == "rubric" else PairwiseJudge(endpoint)
+
+    def _secret(self, variable: str | None, field: str) -> str | None:
+        """A secret from the environment; None: the resource names none. Raises InvalidResource."""
+        value = self._environ.get(variable) if variable else None
+        if variable and value is None:
+            raise InvalidResource(f"environment variable {variable} ({field}) is not set")
+        return value
 
 
 def _pod_settings(settings: ControllerSettings) -> PodSettings | None:

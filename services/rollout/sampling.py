@@ -8,15 +8,16 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
 from cryptography.fernet import Fernet, InvalidToken
 
 from services.common import events
-from services.rollout.errors import JudgeUnavailable, Unparsable
+from services.rollout.errors import EmbeddingUnavailable, JudgeUnavailable, Unparsable
 from services.rollout.judge import Grader
+from services.rollout.prompts import PromptReader
 from services.store import MATERIAL_SECONDS, JudgeMaterial, Sample, Store, StoreError, material_of
 
 log = logging.getLogger(__name__)
@@ -27,38 +28,59 @@ PATIENCE: Final = 0.75 * MATERIAL_SECONDS
 """Seconds after which a sample is stored without what its judge has not said: soon it would be gone."""
 
 Judged = Callable[[str, str, Mapping[str, float]], None]
+Opened = tuple[Sample, Mapping[str, Any]]
+"""What is known of a sample so far; prompt and answer."""
 
 
 class SampleReader:
-    """One service's. `grader`: None where nobody can judge one answer. `judged` as for `Judging`."""
+    """One service's. `grader`: None where nobody can judge one answer; `prompts`: None where prompts are not looked at. `judged` as for
+    `Judging`.
+    """
 
     def __init__(
-        self, service: str, store: Store, grader: Grader | None, content_key: bytes, pause: float, judged: Judged
+        self,
+        service: str,
+        store: Store,
+        grader: Grader | None,
+        prompts: PromptReader | None,
+        content_key: bytes,
+        pause: float,
+        judged: Judged,
     ) -> None:
-        self._service, self._store, self._grader = service, store, grader
+        self._service, self._store, self._grader, self._prompts = service, store, grader, prompts
         self._name = grader.name if grader is not None else None
         self._cipher = Fernet(content_key)
         self._pause, self._judged = pause, judged
 
     async def run(self) -> None:
-        """Until cancelled. A store or judge that is away is waited for."""
+        """Until cancelled. Who is away is waited for."""
         while True:
             try:
                 while await self.read_waiting() == BATCH:
                     pass
-            except (StoreError, JudgeUnavailable) as error:
+            except (StoreError, JudgeUnavailable, EmbeddingUnavailable) as error:
                 log.warning(events.SAMPLES_WAIT, {"service": self._service, "error": error})
             await asyncio.sleep(self._pause)
 
     async def read_waiting(self) -> int:
-        """Reads the oldest samples that wait; how many there were. Raises StoreError; JudgeUnavailable (what was read is stored)."""
+        """Reads the oldest samples that wait; how many there were.
+
+        Raises:
+            StoreError: nothing is lost.
+            JudgeUnavailable, EmbeddingUnavailable: what could be read is stored, what has waited for long too.
+        """
         now = await asyncio.to_thread(self._store.now)
         material = await asyncio.to_thread(self._store.judge_material, material_of(self._service), BATCH)
         opened = {one.pair: self._opened(one) for one in material}
         known = [one for one in opened.values() if one is not None]
+        away: BaseException | None = None
+        try:
+            known = await self._placed(known)
+        except EmbeddingUnavailable as error:
+            away = error
+            known = [one for one in known if now - one[0].at > PATIENCE]  # the judge is asked once
         scores = await asyncio.gather(*(self._graded(content) for _, content in known), return_exceptions=True)
         ready: list[Sample] = []
-        away: BaseException | None = None
         for (sample, _), score in zip(known, scores, strict=True):
             if not isinstance(score, BaseException):
                 ready.append(sample if score is None else replace(sample, score=score, judge=self._name))
@@ -74,7 +96,22 @@ class SampleReader:
             raise away
         return len(material)
 
-    def _opened(self, material: JudgeMaterial) -> tuple[Sample, Mapping[str, Any]] | None:
+    async def _placed(self, known: Sequence[Opened]) -> list[Opened]:
+        """With what is kept of the prompts. Raises EmbeddingUnavailable."""
+        if self._prompts is None or not known:
+            return list(known)
+        read = await self._prompts.read([content["prompt"] for _, content in known])
+        return [
+            (
+                replace(
+                    sample, model=of.model, embedding=of.embedding, language=of.language, words=of.words, terms=of.terms
+                ),
+                content,
+            )
+            for (sample, content), of in zip(known, read, strict=True)
+        ]
+
+    def _opened(self, material: JudgeMaterial) -> Opened | None:
         """What is known so far, and prompt and answer; None: the key does not open it."""
         try:
             content = json.loads(self._cipher.decrypt(material.ciphertext))

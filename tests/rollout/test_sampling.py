@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 from cryptography.fernet import Fernet
 
-from services.rollout.errors import JudgeUnavailable, Unparsable
+from services.rollout.errors import EmbeddingUnavailable, JudgeUnavailable, Unparsable
 from services.rollout.judge import ExactMatchJudge, Grader, Scores
+from services.rollout.prompts import PromptReader, read_terms
 from services.rollout.sampling import BATCH, PATIENCE, SampleReader
 from services.store import JudgeMaterial, Sample, Store, material_of, migrate, open_store
+from tests.fakes.embedder import FakeEmbedder, embedding
 
 KEY = Fernet.generate_key()
 CONTENT = {
@@ -58,15 +60,11 @@ def put(store: Store, *names: str, at: float | None = None, key: bytes = KEY, **
     )
 
 
-def reader(store: Store, grader: Grader | None, counts: list[str] | None = None) -> SampleReader:
-    return SampleReader(
-        "assistant",
-        store,
-        grader,
-        KEY,
-        1.0,
-        lambda _, result, __: (counts if counts is not None else []).append(result),
-    )
+def reader(
+    store: Store, grader: Grader | None, counts: list[str] | None = None, prompts: PromptReader | None = None
+) -> SampleReader:
+    told = counts if counts is not None else []
+    return SampleReader("assistant", store, grader, prompts, KEY, 1.0, lambda _, result, __: told.append(result))
 
 
 def known(store: Store) -> list[Sample]:
@@ -107,6 +105,33 @@ async def test_a_judge_that_is_away_is_waited_for_but_not_for_ever(store: Store)
     judge.error = None
     await reader(store, judge).read_waiting()
     assert [(one.id, one.score) for one in known(store)] == [("old", None), ("new", 0.75)]
+
+
+async def test_of_a_prompt_its_place_language_and_words_are_kept(store: Store) -> None:
+    put(store, "a", prompt="Where is the parcel that I ordered last week?")
+    await reader(store, None, None, PromptReader(FakeEmbedder(), Fernet(KEY))).read_waiting()
+    (sample,) = known(store)
+    assert (sample.model, sample.language, sample.words) == ("words", "en", 9)
+    assert sample.embedding == embedding("Where is the parcel that I ordered last week?").tobytes()
+    assert sample.terms is not None
+    assert b"parcel" not in sample.terms
+    assert "parcel" in read_terms(Fernet(KEY), sample.terms)
+
+
+async def test_embeddings_that_are_away_are_waited_for_and_the_judge_is_asked_once(store: Store) -> None:
+    embedder, counts = FakeEmbedder(), list[str]()
+    embedder.away = True
+    put(store, "old", at=store.now() - PATIENCE - 1)
+    put(store, "new")
+    both = reader(store, ExactMatchJudge({CONTENT["prompt"]: "paris"}), counts, PromptReader(embedder, Fernet(KEY)))
+    for _ in range(2):
+        with pytest.raises(EmbeddingUnavailable):
+            await both.read_waiting()
+    assert [(one.id, one.score, one.embedding) for one in known(store)] == [("old", 1.0, None)]
+    embedder.away = False
+    await both.read_waiting()
+    assert [(one.id, one.score, one.model) for one in known(store)] == [("old", 1.0, None), ("new", 1.0, "words")]
+    assert counts == ["judged", "judged"]
 
 
 async def test_what_cannot_be_read_goes_and_does_not_stand_in_the_way(store: Store) -> None:
