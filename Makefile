@@ -34,11 +34,11 @@ INSTALL = $(UV) pip install --quiet --require-hashes
 	@$(INSTALL) --python .venv-mlflow/bin/python -r requirements/mlflow.txt
 	@touch $@
 
-.venv-engine/ready: requirements/engine.txt pyproject.toml | .venv/ready $(UV)
+.venv-engine/ready: requirements/engine.txt requirements/embedding.txt pyproject.toml | .venv/ready $(UV)
 	@$(BIN)/understudy doctor --machine
 	@echo "setting up the engine's environment (.venv-engine: Ray and vLLM, 6 GB; some minutes)"
 	@$(UV) venv --quiet --clear --python "$$(command -v $(PYTHON))" .venv-engine
-	@$(INSTALL) --compile-bytecode --no-deps --python .venv-engine/bin/python -r requirements/engine.txt
+	@$(INSTALL) --compile-bytecode --no-deps --python .venv-engine/bin/python -r requirements/engine.txt -r requirements/embedding.txt
 	@$(UV) pip install --quiet --python .venv-engine/bin/python --no-deps --editable .
 	@touch $@
 
@@ -92,6 +92,7 @@ COMPILE = $(UV) pip compile --quiet --universal --no-emit-index-url --generate-h
 lock: | $(UV) ## compile requirements/*.in to *.txt
 	@for name in uv platform gateway mlflow dev; do $(COMPILE) requirements/$$name.in -o requirements/$$name.txt; done
 	@$(COMPILE) --override requirements/engine-overrides.txt requirements/engine.in -o requirements/engine.txt
+	@$(COMPILE) --no-deps requirements/embedding.in -o requirements/embedding.txt
 
 clean: ## remove environments, models and the demo's files
 	rm -rf .venv .venv-mlflow .venv-engine .cache demo/run demo/report.html demo/report.json

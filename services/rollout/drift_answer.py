@@ -1,5 +1,5 @@
-"""What a look does about a stable that has drifted: tells it, and what the judge said since; or takes the promotion back. Part of `decide`;
-pure. What has drifted is `drift`'s to say."""
+"""What a look does about a stable that has drifted: tells it, and what the judge said since; or takes the promotion back; or that users ask
+something else. Part of `decide`; pure. What has drifted is `drift`'s and `prompt_drift`'s to say."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from services.rollout.status import Debt
 
 def answer_drift(d: Deliberation) -> None:
     """The condition `Drift`, its events, and `onAlarm`."""
-    alarm = d.observed.drift
+    alarm, prompts = d.observed.drift, d.observed.prompts
     if alarm is None:
+        if prompts is not None:
+            d.condition("Drift", False, reasons.PROMPTS_DRIFTED, prompts.message)
         return
+    asked = () if prompts is None else (prompts.message,)  # why, perhaps
     if d.observed.evaluated is not None:
-        d.condition("Drift", False, reasons.DRIFT_EVALUATED, f"{alarm.message}; {d.observed.evaluated}")
+        d.condition("Drift", False, reasons.DRIFT_EVALUATED, "; ".join((alarm.message, d.observed.evaluated, *asked)))
     else:
-        d.condition("Drift", False, reasons.STABLE_DRIFTED, alarm.message)
+        d.condition("Drift", False, reasons.STABLE_DRIFTED, "; ".join((alarm.message, *asked)))
     worse = split_key(alarm.metric)[0] not in LENGTHS  # an answer's length is neither good nor bad
     if d.service.spec.drift.on_alarm == "rollBack" and worse and _last_promoted(d):
         rollout = d.rollout

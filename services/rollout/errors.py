@@ -10,6 +10,9 @@ RolloutError
 ├── JudgeError
 │   ├── JudgeUnavailable     retryable: the judge's endpoint is away
 │   └── Unparsable           the judge's answer is no grade; the pair is counted and left unjudged
+├── EmbeddingError
+│   ├── EmbeddingUnavailable retryable: the embeddings' endpoint is away, or does not know the model
+│   └── EmbeddingRefused     permanent: it refuses this text, or what it answers is no embedding
 └── LockHeld                 another controller acts on this store
 """
 
@@ -58,6 +61,18 @@ class JudgeUnavailable(JudgeError):
 
 class Unparsable(JudgeError):
     """The judge's answer holds no grade."""
+
+
+class EmbeddingError(RolloutError):
+    """A text has got no embedding."""
+
+
+class EmbeddingUnavailable(EmbeddingError):
+    """The endpoint is away; the text waits."""
+
+
+class EmbeddingRefused(EmbeddingError):
+    """The endpoint has no embedding for this text."""
 
 
 class LockHeld(RolloutError):

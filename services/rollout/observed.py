@@ -123,6 +123,8 @@ class Observed:
     """What of stable is no longer as it was."""
     evaluated: str | None = None
     """What the judge said of answers since `drift`, in words; None: nothing yet."""
+    prompts: Alarm | None = None
+    """Users ask something else than they did."""
     pinned: Mapping[str, VersionInfo | None] = field(default_factory=dict)
     """The versions of `spec.model.pinned` as the registry has them; None: it has no such version. Missing: it could not be asked."""
     tried: tuple[str, ...] = ()

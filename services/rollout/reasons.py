@@ -97,6 +97,7 @@ USERS_UNNAMED: Final = "UsersUnnamed"
 STABLE_DRIFTED: Final = "StableDrifted"
 DRIFT_EVALUATED: Final = "DriftEvaluated"
 DRIFT_ROLLED_BACK: Final = "DriftRolledBack"
+PROMPTS_DRIFTED: Final = "PromptsDrifted"
 # Experiments
 EXPERIMENT_STARTED: Final = "ExperimentStarted"
 EXPERIMENT_RUNNING: Final = "ExperimentRunning"

@@ -35,6 +35,7 @@ from services.store.rows import (
     Past,
     RolloutRow,
     Sample,
+    SampleKey,
     Standing,
 )
 from services.store.samples import material_of
@@ -66,6 +67,7 @@ __all__ = [
     "Record",
     "RolloutRow",
     "Sample",
+    "SampleKey",
     "SchemaMismatch",
     "Standing",
     "Store",

@@ -147,6 +147,15 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
+class SampleKey:
+    """Of a sample that has an embedding, what choosing among many needs."""
+
+    id: str
+    unit: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
 class RolloutRow:
     """One rollout. `status` is the controller's own document; the columns are for listing."""
 

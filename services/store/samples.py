@@ -5,12 +5,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Final
 
 from sqlalchemy import bindparam, delete, select
 
 from services.store.database import Database
-from services.store.rows import Sample
+from services.store.rows import Sample, SampleKey
 from services.store.schema import judge_material, samples
+
+_AT_ONCE: Final = 1_000
+"""Names in one statement."""
 
 
 class Samples:
@@ -40,6 +44,26 @@ class Samples:
             query = query.where(samples.c.revision == revision)
         with self._database.read() as connection:
             return [Sample(**row._mapping) for row in connection.execute(query)]
+
+    def sample_keys(self, service: str, since: float, until: float, model: str) -> list[SampleKey]:
+        """Of answers given in [since, until), those whose prompts this model has embedded, in the order of (at, id)."""
+        query = (
+            select(samples.c.id, samples.c.unit, samples.c.at)
+            .where(samples.c.service == service, samples.c.at >= since, samples.c.at < until, samples.c.model == model)
+            .order_by(samples.c.at, samples.c.id)
+        )
+        with self._database.read() as connection:
+            return [SampleKey(*row) for row in connection.execute(query)]
+
+    def samples_named(self, ids: Sequence[str]) -> dict[str, Sample]:
+        """Samples by id, of those that are still there."""
+        query = select(samples).where(samples.c.id.in_(bindparam("ids", expanding=True)))
+        found: dict[str, Sample] = {}
+        with self._database.read() as connection:
+            for start in range(0, len(ids), _AT_ONCE):
+                for row in connection.execute(query, {"ids": list(ids[start : start + _AT_ONCE])}):
+                    found[row.id] = Sample(**row._mapping)
+        return found
 
 
 def material_of(service: str) -> str:

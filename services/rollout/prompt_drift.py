@@ -1,0 +1,327 @@
+"""Whether users ask something else than they did: a classifier two-sample test on the embeddings of their prompts, against a week of the
+service's own. Called with each look; asks the store once an hour; only tells.
+
+The reference is the week before stable was promoted; where there are no samples of that week, and a week after an alarm, the last one. It
+stays as it is. The time after it goes in rounds of a week. A round pairs users' first prompts in it with users' first prompts in the
+reference, of the same four hours of the same day of the week, at random, each once: nights and weekends ask other things, users who come
+often come early in a week, and neither is a drift. Why that is valid:
+
+- A user counts once a side, so that somebody who asks the same for days is one prompt. Both sides are drawn in the same way from a week
+  that begins at the same hour. So, where nothing has changed, the two of a pair may be swapped, whatever the classifier has learned.
+- The next round meets the same reference prompts. Going on, the classifier would know them again; so it begins anew, at a smaller level:
+  α/(k(k+1)) in round k. These add up to α, the probability of any false alarm against one reference (the union bound asks nothing about how
+  rounds depend on each other).
+- Embeddings are condensed by a fixed random projection. It knows no data, so it is the same for both sides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import math
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.common.clock import DAY, HOUR, rfc3339, turn
+from services.evidence import EvidenceError
+from services.evidence.embeddings import EmbeddingDrift
+from services.rollout.observe import Sight
+from services.rollout.observed import Alarm
+from services.rollout.prompts import vector_of
+from services.rollout.resources import LLMService
+from services.rollout.topics import Asked, Topics, topics
+from services.store import Sample, SampleKey, Store
+from services.store.judging import MATERIAL_SECONDS
+
+log = logging.getLogger(__name__)
+
+SCHEMA: Final = 1
+WEEK: Final = 7 * DAY
+BLOCK: Final = 4 * HOUR
+ALPHA: Final = 0.02
+"""Probability of any false alarm against one reference, which lasts till the next promotion and never longer than rows are kept."""
+USERS: Final = 100
+"""Different users that a reference needs."""
+MOST: Final = 256
+"""Pairs a block: beyond 1,500 a day more say the same."""
+DIMENSIONS: Final = 64
+"""That embeddings are condensed to. In `benchmarks.prompt_drift`'s cases 32 to 384 see as much; the state has 512 of them."""
+SHOWN: Final = 1_500
+"""Users a side by whom topics are told."""
+
+
+@dataclass(slots=True)
+class PromptState:
+    """One service's test. `since`: from when on samples are drawn and embedded alike; `reference`: the week's begin, None while there is
+    none; `done`: up to where blocks were folded; `test`: the present round's; `users`: of the reference.
+    """
+
+    revision: str
+    model: str
+    share: float
+    since: float
+    reference: float | None = None
+    users: int = 0
+    done: float = 0.0
+    test: EmbeddingDrift | None = None
+    alarmed_at: float | None = None
+
+    @property
+    def round(self) -> int:
+        """The one that `done` lies in, from 1; 0 without reference."""
+        if self.reference is None:
+            return 0
+        return max(1, math.ceil((self.done - self.reference) / WEEK) - 1)
+
+    @property
+    def threshold(self) -> float:
+        """E-value of the present round that alarms."""
+        return 1 / level(max(1, self.round))
+
+    def alarm(self) -> Alarm | None:
+        """What has been seen, in words and numbers."""
+        if self.alarmed_at is None or self.test is None or self.reference is None:
+            return None
+        begin, told = rfc3339(self.reference)[:10], self.test.accuracy or 0.0
+        message = (
+            f"what users ask has changed since the week from {begin}: a classifier tells {told:.0%} of {self.test.pairs} users' prompts "
+            f"from those of that week (no change: half; e-value {self.test.e_value:.3g} of {self.threshold:.3g})"
+        )
+        numbers = {"eValue": self.test.e_value, "threshold": self.threshold, "pairs": self.test.pairs}
+        evidence = {**numbers, "accuracy": told, "round": self.round, "reference": self.reference, "model": self.model}
+        return Alarm("prompts", message, evidence)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "schema": SCHEMA,
+            "revision": self.revision,
+            "model": self.model,
+            "share": self.share,
+            "since": self.since,
+            "reference": self.reference,
+            "users": self.users,
+            "done": self.done,
+            "test": None if self.test is None else self.test.to_json(),
+            "alarmedAt": self.alarmed_at,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> PromptState:
+        test = None if data["test"] is None else EmbeddingDrift.from_json(data["test"])
+        state = cls(data["revision"], data["model"], data["share"], data["since"])
+        state.reference, state.users, state.done = data["reference"], data["users"], data["done"]
+        state.test, state.alarmed_at = test, data["alarmedAt"]
+        return state
+
+
+def level(number: int) -> float:
+    """Of a round, from 1."""
+    return ALPHA / (number * (number + 1))
+
+
+def kept(store: Store, service: str) -> PromptState | None:
+    """The service's test as the store has it; None: there is none yet, or another program's, which begins anew."""
+    saved = store.evidence(_key(service))
+    try:
+        return None if saved is None or saved["schema"] != SCHEMA else PromptState.from_json(saved)
+    except (EvidenceError, KeyError) as fault:
+        log.warning("%s: the test of its prompts begins anew: %s", service, fault)
+        return None
+
+
+def pairs(past: Sequence[SampleKey], today: Sequence[SampleKey], number: int) -> list[tuple[str, str]]:
+    """Ids of prompts of one block, at random, each once. `number`: the round's."""
+
+    def drawn(keys: Sequence[SampleKey]) -> list[str]:
+        return sorted((key.id for key in keys), key=lambda name: _drawn(name, number))
+
+    return list(zip(drawn(past), drawn(today), strict=False))[:MOST]
+
+
+def blocks(keys: Sequence[SampleKey], begin: float) -> dict[int, list[SampleKey]]:
+    """Each user's first, by the number of its block since `begin`. `keys`: in order."""
+    found: dict[int, list[SampleKey]] = defaultdict(list)
+    seen: set[str] = set()
+    for key in keys:
+        if key.unit not in seen:
+            seen.add(key.unit)
+            found[int((key.at - begin) // BLOCK)].append(key)
+    return found
+
+
+def fold(test: EmbeddingDrift, past: Sequence[bytes], today: Sequence[bytes]) -> bool:
+    """Adds pairs of embeddings. Raises EvidenceError where they are of different models, and then nothing has been added."""
+    before, after = (np.array([vector_of(one) for one in side], np.float64) for side in (past, today))
+    if before.shape != after.shape:
+        raise EvidenceError(f"prompts: embeddings of shapes {before.shape} and {after.shape}")
+    projection = _projection(before.shape[1])
+    return test.update(before @ projection, after @ projection)
+
+
+class PromptKeeper:
+    """The test of one service, kept in the store so that a restarted controller goes on with it."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._due: float | None = None
+        self._topics_of: tuple[float | None, float] | None = None
+        self.state: PromptState | None = None
+        """Where the test of the last look's stable stands."""
+        self.topics: Topics | None = None
+        """What users asked about then and now, without words."""
+
+    async def look(self, service: LLMService, sight: Sight) -> Sight:
+        """The look with what has changed. Raises StoreError."""
+        route = sight.observed.route
+        if service.spec.drift.prompts is None or route is None:
+            self._due, self.state, self.topics = None, None, None
+            return sight
+        if self._due is None:
+            self.state = await asyncio.to_thread(kept, self._store, service.name)
+            self._due = sight.now + turn(service.name, HOUR)
+        if sight.now >= self._due:
+            self._due = sight.now + HOUR
+            await asyncio.to_thread(self._run, service, route.stable.revision, sight)
+        state = self.state
+        alarm = state.alarm() if state is not None and state.revision == route.stable.revision else None
+        return sight if alarm is None else replace(sight, observed=replace(sight.observed, prompts=alarm))
+
+    def _run(self, service: LLMService, revision: str, sight: Sight) -> None:
+        until = min(sight.now, sight.watermark) - MATERIAL_SECONDS  # then a sample is there or will never be
+        state = self._state(service, revision, sight.now, until)
+        try:
+            self._fold(service.name, state, until, sight.now)
+        except EvidenceError as fault:
+            log.warning("%s: %s; the test begins anew", service.name, fault)
+            state = PromptState(revision, state.model, state.share, until)
+        self.state = state
+        self._store.keep_state(_key(service.name), sight.now, state.to_json())
+        if self._topics_of != (state.reference, state.done):
+            self._topics_of = state.reference, state.done
+            self.topics = told(self._store, service.name, state)
+
+    def _state(self, service: LLMService, revision: str, now: float, until: float) -> PromptState:
+        spec, state = service.spec.drift, self.state
+        assert spec.prompts is not None  # noqa: S101  checked by look
+        alike = state is None or (state.model, state.share) == (spec.prompts.model, spec.sample)
+        if state is None or not alike or state.revision != revision:
+            since = 0.0 if state is None else state.since if alike else until
+            state = PromptState(revision, spec.prompts.model, spec.sample, since)
+            promoted = served_since(self._store, service.name, revision)
+            if self._refer(service.name, state, promoted - WEEK):
+                return state
+        elif state.reference is None or _outdated(state, now, service.spec.retention.observations):
+            state = PromptState(revision, state.model, state.share, state.since)
+        if state.reference is None:
+            self._refer(service.name, state, until - WEEK)
+        return state
+
+    def _refer(self, service: str, state: PromptState, begin: float) -> bool:
+        """Takes the week from `begin` on as the reference, where it has enough samples."""
+        if not state.since <= begin < math.inf:
+            return False
+        begin = math.floor(begin)  # sums of whole seconds are exact
+        keys = self._store.sample_keys(service, begin, begin + WEEK, state.model)
+        users = len({key.unit for key in keys})
+        if users < USERS or keys[0].at > begin + DAY or keys[-1].at < begin + WEEK - DAY:
+            return False
+        state.reference, state.users, state.done = begin, users, begin + WEEK
+        return True
+
+    def _fold(self, service: str, state: PromptState, until: float, now: float) -> None:
+        if state.reference is None or state.alarmed_at is not None or state.done + BLOCK > until:
+            return
+        keys = self._store.sample_keys(service, state.reference, state.reference + WEEK, state.model)
+        past = blocks(keys, state.reference)
+        while state.done + BLOCK <= until and state.alarmed_at is None:
+            begin = state.reference + (state.done - state.reference) // WEEK * WEEK
+            if state.done == begin:
+                state.test = None
+            state.done += BLOCK
+            today = blocks(self._store.sample_keys(service, begin, state.done, state.model), begin)
+            number = round((state.done - begin) / BLOCK) - 1
+            found = pairs(past[number], today[number], state.round)
+            rows = self._store.samples_named([name for pair in found for name in pair])
+            both = [(rows[a].embedding, rows[b].embedding) for a, b in found if a in rows and b in rows]
+            usable = [(a, b) for a, b in both if a is not None and b is not None]
+            if usable:
+                state.test = state.test or EmbeddingDrift(DIMENSIONS, level(state.round))
+                if fold(state.test, [a for a, _ in usable], [b for _, b in usable]):
+                    state.alarmed_at = now
+
+
+def told(
+    store: Store, service: str, state: PromptState, terms: Mapping[str, frozenset[str]] | None = None
+) -> Topics | None:
+    """What users asked about in the reference and in the last week, or in as much of both as has passed; None: too few. See `shown`."""
+    then, now = shown(store, service, state)
+    known = {} if terms is None else terms
+    return topics(_asked(then, known), _asked(now, known))
+
+
+def shown(store: Store, service: str, state: PromptState) -> tuple[list[Sample], list[Sample]]:
+    """A prompt a user, at random, then and now: of equally long times that begin at the same hour of the week, or whole weeks."""
+    if state.reference is None:
+        return [], []
+    length = min(WEEK, state.done - state.reference - WEEK)
+    then, now = (
+        _one_each(store.sample_keys(service, begin, begin + length, state.model))
+        for begin in (state.reference, state.done - length)
+    )
+    rows = store.samples_named([*then, *now])
+    return [rows[name] for name in then if name in rows], [rows[name] for name in now if name in rows]
+
+
+def _one_each(keys: Collection[SampleKey]) -> list[str]:
+    of_unit: dict[str, str] = {}
+    for key in sorted(keys, key=lambda one: _drawn(one.id, 0)):
+        of_unit.setdefault(key.unit, key.id)
+    return list(of_unit.values())[:SHOWN]
+
+
+def _asked(rows: Sequence[Sample], terms: Mapping[str, frozenset[str]]) -> list[Asked]:
+    return [
+        Asked(vector_of(row.embedding), row.language, row.words or 0, terms.get(row.id, frozenset()))
+        for row in rows
+        if row.embedding is not None
+    ]
+
+
+def served_since(store: Store, service: str, revision: str) -> float:
+    """Since when routes have had the revision as stable; infinite where none has."""
+    since = math.inf
+    for at, route in reversed(store.route_history(service)):
+        if route.stable.revision != revision:
+            break
+        since = at
+    return since
+
+
+def _outdated(state: PromptState, now: float, retention: float) -> bool:
+    """A week after an alarm it is how things are; and what is no longer kept is no reference."""
+    if state.alarmed_at is not None:
+        return now - state.alarmed_at > WEEK
+    return state.reference is not None and state.reference < now - retention
+
+
+def _drawn(name: str, number: int) -> bytes:
+    return hashlib.blake2b(name.encode(), salt=number.to_bytes(16, "big"), digest_size=8).digest()
+
+
+@lru_cache(maxsize=4)
+def _projection(dimensions: int) -> NDArray[np.float64]:
+    """Of a generator that numpy promises never to change: tests go on after an upgrade."""
+    drawn: NDArray[np.float64] = np.random.RandomState(0).standard_normal((dimensions, DIMENSIONS))
+    return drawn / math.sqrt(DIMENSIONS)
+
+
+def _key(service: str) -> str:
+    """Beside the evidence of rollouts and of `drift`."""
+    return f"prompts:{service}"
