@@ -60,7 +60,7 @@ SHOWN: Final = 1_500
 @dataclass(slots=True)
 class PromptState:
     """One service's test. `since`: from when on samples are drawn and embedded alike; `reference`: the week's begin, None while there is
-    none; `done`: up to where blocks were folded; `test`: the present round's; `users`: of the reference.
+    none; `users`: of the reference; `done`: up to where blocks were looked at; `test`: of `round`.
     """
 
     revision: str
@@ -70,20 +70,14 @@ class PromptState:
     reference: float | None = None
     users: int = 0
     done: float = 0.0
+    round: int = 1
     test: EmbeddingDrift | None = None
     alarmed_at: float | None = None
 
     @property
-    def round(self) -> int:
-        """The one that `done` lies in, from 1; 0 without reference."""
-        if self.reference is None:
-            return 0
-        return max(1, math.ceil((self.done - self.reference) / WEEK) - 1)
-
-    @property
     def threshold(self) -> float:
         """E-value of the present round that alarms."""
-        return 1 / level(max(1, self.round))
+        return 1 / level(self.round)
 
     def alarm(self) -> Alarm | None:
         """What has been seen, in words and numbers."""
@@ -108,6 +102,7 @@ class PromptState:
             "reference": self.reference,
             "users": self.users,
             "done": self.done,
+            "round": self.round,
             "test": None if self.test is None else self.test.to_json(),
             "alarmedAt": self.alarmed_at,
         }
@@ -117,7 +112,7 @@ class PromptState:
         test = None if data["test"] is None else EmbeddingDrift.from_json(data["test"])
         state = cls(data["revision"], data["model"], data["share"], data["since"])
         state.reference, state.users, state.done = data["reference"], data["users"], data["done"]
-        state.test, state.alarmed_at = test, data["alarmedAt"]
+        state.round, state.test, state.alarmed_at = data["round"], test, data["alarmedAt"]
         return state
 
 
@@ -156,13 +151,13 @@ def blocks(keys: Sequence[SampleKey], begin: float) -> dict[int, list[SampleKey]
     return found
 
 
-def fold(test: EmbeddingDrift, past: Sequence[bytes], today: Sequence[bytes]) -> bool:
+def fold(test: EmbeddingDrift, past: Sequence[bytes], today: Sequence[bytes]) -> None:
     """Adds pairs of embeddings. Raises EvidenceError where they are of different models, and then nothing has been added."""
+    if len(sizes := {len(one) for one in (*past, *today)}) != 1:
+        raise EvidenceError(f"embeddings of one model in {len(sizes)} sizes")
     before, after = (np.array([vector_of(one) for one in side], np.float64) for side in (past, today))
-    if before.shape != after.shape:
-        raise EvidenceError(f"prompts: embeddings of shapes {before.shape} and {after.shape}")
     projection = _projection(before.shape[1])
-    return test.update(before @ projection, after @ projection)
+    test.update(before @ projection, after @ projection)
 
 
 class PromptKeeper:
@@ -171,11 +166,11 @@ class PromptKeeper:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._due: float | None = None
-        self._topics_of: tuple[float | None, float] | None = None
+        self._topics_of: tuple[float | None, ...] | None = None
         self.state: PromptState | None = None
         """Where the test of the last look's stable stands."""
         self.topics: Topics | None = None
-        """What users asked about then and now, without words."""
+        """What users asked about then and now, without words; told anew once a day and with an alarm."""
 
     async def look(self, service: LLMService, sight: Sight) -> Sight:
         """The look with what has changed. Raises StoreError."""
@@ -203,8 +198,8 @@ class PromptKeeper:
             state = PromptState(revision, state.model, state.share, until)
         self.state = state
         self._store.keep_state(_key(service.name), sight.now, state.to_json())
-        if self._topics_of != (state.reference, state.done):
-            self._topics_of = state.reference, state.done
+        if self._topics_of != (known := (state.reference, state.done // DAY, state.alarmed_at)):
+            self._topics_of = known
             self.topics = told(self._store, service.name, state)
 
     def _state(self, service: LLMService, revision: str, now: float, until: float) -> PromptState:
@@ -228,33 +223,42 @@ class PromptKeeper:
         if not state.since <= begin < math.inf:
             return False
         begin = math.floor(begin)  # sums of whole seconds are exact
+        if not self._store.sample_keys(service, begin - DAY, begin + HOUR, state.model):
+            return False  # nobody was sampled yet: users' first prompts would come later than in the rounds
         keys = self._store.sample_keys(service, begin, begin + WEEK, state.model)
         users = len({key.unit for key in keys})
-        if users < USERS or keys[0].at > begin + DAY or keys[-1].at < begin + WEEK - DAY:
+        if users < USERS or keys[-1].at < begin + WEEK - DAY:
             return False
         state.reference, state.users, state.done = begin, users, begin + WEEK
         return True
 
     def _fold(self, service: str, state: PromptState, until: float, now: float) -> None:
-        if state.reference is None or state.alarmed_at is not None or state.done + BLOCK > until:
+        if state.reference is None or state.done + BLOCK > until:
             return
         keys = self._store.sample_keys(service, state.reference, state.reference + WEEK, state.model)
         past = blocks(keys, state.reference)
-        while state.done + BLOCK <= until and state.alarmed_at is None:
+        while state.done + BLOCK <= until:
             begin = state.reference + (state.done - state.reference) // WEEK * WEEK
-            if state.done == begin:
-                state.test = None
-            state.done += BLOCK
-            today = blocks(self._store.sample_keys(service, begin, state.done, state.model), begin)
-            number = round((state.done - begin) / BLOCK) - 1
-            found = pairs(past[number], today[number], state.round)
-            rows = self._store.samples_named([name for pair in found for name in pair])
-            both = [(rows[a].embedding, rows[b].embedding) for a, b in found if a in rows and b in rows]
-            usable = [(a, b) for a, b in both if a is not None and b is not None]
-            if usable:
-                state.test = state.test or EmbeddingDrift(DIMENSIONS, level(state.round))
-                if fold(state.test, [a for a, _ in usable], [b for _, b in usable]):
+            if state.alarmed_at is None:
+                self._fold_block(service, state, begin, past)
+                if state.test is not None and state.test.drifted:
                     state.alarmed_at = now
+            state.done += BLOCK
+
+    def _fold_block(self, service: str, state: PromptState, begin: float, past: Mapping[int, list[SampleKey]]) -> None:
+        """The block after `done`, of the round since `begin`."""
+        assert state.reference is not None  # noqa: S101  checked by _fold
+        if state.done == begin:
+            state.round, state.test = round((begin - state.reference) / WEEK), None
+        number = round((state.done - begin) / BLOCK)
+        today = blocks(self._store.sample_keys(service, begin, state.done + BLOCK, state.model), begin)
+        found = pairs(past.get(number, ()), today.get(number, ()), state.round)
+        rows = self._store.samples_named([name for pair in found for name in pair])
+        both = [(rows[a].embedding, rows[b].embedding) for a, b in found if a in rows and b in rows]
+        usable = [(a, b) for a, b in both if a is not None and b is not None]
+        if usable:
+            state.test = state.test or EmbeddingDrift(DIMENSIONS, level(state.round))
+            fold(state.test, [a for a, _ in usable], [b for _, b in usable])
 
 
 def told(

@@ -65,7 +65,7 @@ class Service:
             name, "assistant", "assistant-v1-0000", f"unit-{name}", "", at, model="words", embedding=vector, words=2
         )  # fmt: skip
 
-    async def pass_time(self, seconds: float, new: float = 0.0, users: int = 12) -> Alarm | None:
+    async def pass_time(self, seconds: float, new: float = 0.0, users: int = 15) -> Alarm | None:
         """`users`: in four hours by day; by night a third."""
         end = self.clock.now + seconds
         alarm = None
@@ -95,7 +95,9 @@ async def test_nights_and_weekends_are_no_drift_and_a_new_topic_is_told(world: S
     assert await world.pass_time(WEEK + BLOCK) is None
     state = world.keeper.state
     assert state is not None
-    assert (state.reference, state.users, state.done) == (state.done - WEEK, state.users, state.done)
+    assert state.reference is not None
+    assert MONDAY - HOUR <= state.reference <= MONDAY + BLOCK
+    assert state.users > 250
     assert await world.pass_time(5 * DAY) is None
     assert state.test is not None
     assert state.test.pairs > 200
@@ -106,7 +108,7 @@ async def test_nights_and_weekends_are_no_drift_and_a_new_topic_is_told(world: S
     assert alarm.evidence["eValue"] >= alarm.evidence["threshold"] == 1 / level(alarm.evidence["round"])
     assert alarm.evidence["accuracy"] > 0.5
     assert world.keeper.topics is not None
-    assert world.keeper.topics.share("new") > 0.2
+    assert world.keeper.topics.share("new") > 0.05
     assert await world.look() == alarm
     world.keeper = PromptKeeper(world.store)
     world.clock.now += HOUR  # its turn comes
@@ -116,7 +118,7 @@ async def test_nights_and_weekends_are_no_drift_and_a_new_topic_is_told(world: S
 
 
 async def test_the_reference_is_the_week_before_the_promotion(world: Service) -> None:
-    await world.pass_time(9 * DAY)
+    await world.pass_time(8 * DAY)
     world.seen = observed("assistant-v2-0000")
     world.store.publish_route(world.seen.route)
     promoted = world.clock.now
