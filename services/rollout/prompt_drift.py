@@ -2,15 +2,16 @@
 service's own. Called with each look; asks the store once an hour; only tells.
 
 The reference is the week before stable was promoted; where there are no samples of that week, and a week after an alarm, the last one. It
-stays as it is. The time after it goes in rounds of a week. A round pairs users' first prompts in it with users' first prompts in the
-reference, of the same four hours of the same day of the week, at random, each once: nights and weekends ask other things, users who come
-often come early in a week, and neither is a drift. Why that is valid:
+stays as it is. The time after it goes in rounds: one of a day, which is quick where many ask, and one of a week, which sees more. A round
+pairs users' first prompts in it with users' first prompts in the same part of the reference, of the same four hours of the same day of the
+week, at random, each once: nights and weekends ask other things, users who come often come early in a round, and neither is a drift. Why
+that is valid:
 
-- A user counts once a side, so that somebody who asks the same for days is one prompt. Both sides are drawn in the same way from a week
-  that begins at the same hour. So, where nothing has changed, the two of a pair may be swapped, whatever the classifier has learned.
-- The next round meets the same reference prompts. Going on, the classifier would know them again; so it begins anew, at a smaller level:
-  α/(k(k+1)) in round k. These add up to α, the probability of any false alarm against one reference (the union bound asks nothing about how
-  rounds depend on each other).
+- A user counts once a side, so that somebody who asks the same for days is one prompt. Both sides are drawn in the same way from times that
+  begin at the same hour of the week. So, where nothing has changed, the two of a pair may be swapped, whatever the classifier has learned.
+- A later round meets the same reference prompts, or at least the same users. Going on, the classifier would know them again; so each begins
+  anew, at a smaller level: α/2 for days and for weeks, of that 1/(k(k+1)) in round k. All add up to α, the probability of any false alarm
+  against one reference (the union bound asks nothing about how rounds depend on each other).
 - Embeddings are condensed by a fixed random projection. It knows no data, so it is the same for both sides.
 """
 
@@ -22,7 +23,7 @@ import logging
 import math
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Final
 
@@ -45,6 +46,8 @@ log = logging.getLogger(__name__)
 SCHEMA: Final = 1
 WEEK: Final = 7 * DAY
 BLOCK: Final = 4 * HOUR
+LENGTHS: Final = (DAY, WEEK)
+"""Of rounds."""
 ALPHA: Final = 0.02
 """Probability of any false alarm against one reference, which lasts till the next promotion and never longer than rows are kept."""
 USERS: Final = 100
@@ -58,9 +61,28 @@ SHOWN: Final = 1_500
 
 
 @dataclass(slots=True)
+class Round:
+    """The newest of its `length`, in seconds; `number` from 1."""
+
+    length: float
+    number: int = 1
+    test: EmbeddingDrift | None = None
+
+    @property
+    def threshold(self) -> float:
+        """E-value that alarms."""
+        return 1 / level(self.number)
+
+    @property
+    def e_value(self) -> float:
+        """1 where nothing is known yet."""
+        return 1.0 if self.test is None else self.test.e_value
+
+
+@dataclass(slots=True)
 class PromptState:
     """One service's test. `since`: from when on samples are drawn and embedded alike; `reference`: the week's begin, None while there is
-    none; `users`: of the reference; `done`: up to where blocks were looked at; `test`: of `round`.
+    none; `users`: of the reference; `done`: up to where blocks were looked at.
     """
 
     revision: str
@@ -70,27 +92,27 @@ class PromptState:
     reference: float | None = None
     users: int = 0
     done: float = 0.0
-    round: int = 1
-    test: EmbeddingDrift | None = None
+    rounds: tuple[Round, ...] = field(default_factory=lambda: tuple(map(Round, LENGTHS)))
     alarmed_at: float | None = None
 
     @property
-    def threshold(self) -> float:
-        """E-value of the present round that alarms."""
-        return 1 / level(self.round)
+    def nearest(self) -> Round:
+        """The round that has alarmed, or is nearest to it."""
+        return max(self.rounds, key=lambda one: one.e_value / one.threshold)
 
     def alarm(self) -> Alarm | None:
         """What has been seen, in words and numbers."""
-        if self.alarmed_at is None or self.test is None or self.reference is None:
+        of = self.nearest
+        if self.alarmed_at is None or of.test is None or self.reference is None:
             return None
-        begin, told = rfc3339(self.reference)[:10], self.test.accuracy or 0.0
+        begin, told = rfc3339(self.reference)[:10], of.test.accuracy or 0.0
         message = (
-            f"what users ask has changed since the week from {begin}: a classifier tells {told:.0%} of {self.test.pairs} users' prompts "
-            f"from those of that week (no change: half; e-value {self.test.e_value:.3g} of {self.threshold:.3g})"
+            f"what users ask has changed since the week from {begin}: a classifier tells {told:.0%} of {of.test.pairs} users' prompts from "
+            f"those of that week (no change: half; e-value {of.e_value:.3g} of {of.threshold:.3g})"
         )
-        numbers = {"eValue": self.test.e_value, "threshold": self.threshold, "pairs": self.test.pairs}
-        evidence = {**numbers, "accuracy": told, "round": self.round, "reference": self.reference, "model": self.model}
-        return Alarm("prompts", message, evidence)
+        numbers = {"eValue": of.e_value, "threshold": of.threshold, "pairs": of.test.pairs, "accuracy": told}
+        where = {"round": of.number, "days": of.length / DAY, "reference": self.reference, "model": self.model}
+        return Alarm("prompts", message, numbers | where)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -102,23 +124,23 @@ class PromptState:
             "reference": self.reference,
             "users": self.users,
             "done": self.done,
-            "round": self.round,
-            "test": None if self.test is None else self.test.to_json(),
+            "rounds": [[one.number, one.test and one.test.to_json()] for one in self.rounds],
             "alarmedAt": self.alarmed_at,
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> PromptState:
-        test = None if data["test"] is None else EmbeddingDrift.from_json(data["test"])
         state = cls(data["revision"], data["model"], data["share"], data["since"])
         state.reference, state.users, state.done = data["reference"], data["users"], data["done"]
-        state.round, state.test, state.alarmed_at = data["round"], test, data["alarmedAt"]
+        for one, (number, test) in zip(state.rounds, data["rounds"], strict=True):
+            one.number, one.test = number, test and EmbeddingDrift.from_json(test)
+        state.alarmed_at = data["alarmedAt"]
         return state
 
 
 def level(number: int) -> float:
     """Of a round, from 1."""
-    return ALPHA / (number * (number + 1))
+    return ALPHA / len(LENGTHS) / (number * (number + 1))
 
 
 def kept(store: Store, service: str) -> PromptState | None:
@@ -235,30 +257,32 @@ class PromptKeeper:
     def _fold(self, service: str, state: PromptState, until: float, now: float) -> None:
         if state.reference is None or state.done + BLOCK > until:
             return
-        keys = self._store.sample_keys(service, state.reference, state.reference + WEEK, state.model)
-        past = blocks(keys, state.reference)
+        past = self._store.sample_keys(service, state.reference, state.reference + WEEK, state.model)
         while state.done + BLOCK <= until:
-            begin = state.reference + (state.done - state.reference) // WEEK * WEEK
             if state.alarmed_at is None:
-                self._fold_block(service, state, begin, past)
-                if state.test is not None and state.test.drifted:
+                for one in state.rounds:
+                    self._fold_block(service, state, one, past)
+                if any(one.test is not None and one.test.drifted for one in state.rounds):
                     state.alarmed_at = now
             state.done += BLOCK
 
-    def _fold_block(self, service: str, state: PromptState, begin: float, past: Mapping[int, list[SampleKey]]) -> None:
-        """The block after `done`, of the round since `begin`."""
+    def _fold_block(self, service: str, state: PromptState, of: Round, past: Sequence[SampleKey]) -> None:
+        """The block after `done`."""
         assert state.reference is not None  # noqa: S101  checked by _fold
+        begin = state.done - (state.done - state.reference) % of.length
         if state.done == begin:
-            state.round, state.test = round((begin - state.reference) / WEEK), None
+            of.number, of.test = 1 + round((begin - state.reference - WEEK) / of.length), None
+        then = state.reference + (begin - state.reference) % WEEK
         number = round((state.done - begin) / BLOCK)
-        today = blocks(self._store.sample_keys(service, begin, state.done + BLOCK, state.model), begin)
-        found = pairs(past.get(number, ()), today.get(number, ()), state.round)
+        today = self._store.sample_keys(service, begin, state.done + BLOCK, state.model)
+        before = [key for key in past if then <= key.at < then + of.length]
+        found = pairs(blocks(before, then).get(number, ()), blocks(today, begin).get(number, ()), of.number)
         rows = self._store.samples_named([name for pair in found for name in pair])
         both = [(rows[a].embedding, rows[b].embedding) for a, b in found if a in rows and b in rows]
         usable = [(a, b) for a, b in both if a is not None and b is not None]
         if usable:
-            state.test = state.test or EmbeddingDrift(DIMENSIONS, level(state.round))
-            fold(state.test, [a for a, _ in usable], [b for _, b in usable])
+            of.test = of.test or EmbeddingDrift(DIMENSIONS, level(of.number))
+            fold(of.test, [a for a, _ in usable], [b for _, b in usable])
 
 
 def told(
