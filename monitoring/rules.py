@@ -244,6 +244,11 @@ CONTROLLER: Final = (
         "Beyond chance, for users of the revision that serves; no rollout is under way. The condition Drift says how much and since when.",
     ),
     Alert(
+        "UnderstudyPromptsDrifted", "warning", f"{t.PROMPTS_E_VALUE} >= {t.PROMPTS_THRESHOLD}", "",
+        f"{_SERVICE}: users ask something else than they did",
+        "Beyond chance, hours and weekends. `understudy drift` shows which topics are new, grow or shrink.",
+    ),
+    Alert(
         "UnderstudyCostOverBudget", "warning", f"sum by ({BY}) ({t.COST_TODAY}) > on ({BY}) {t.COST_BUDGET}", "10m",
         f"{_SERVICE} has cost {{{{ $value | humanize }}}} today, more than its budget",
         "Nothing is stopped. The day ends at midnight UTC, in the currency of spec.cost.",

@@ -56,10 +56,21 @@ DRIFT = Row("Drift of stable", (
           Query(mean(t.JUDGE_SCORE, f'{SERVICE},arm="stable"', "service"), "{{service}}"), unit="percentunit", width=12, top=1.0),
 ))  # fmt: skip
 
+PROMPTS = Row("Prompts of stable", (
+    graph("Evidence of prompts", "Prompts against a week of the service's own (`drift.prompts`): e-value over threshold; 1 alarms.",
+          Query(f"{t.PROMPTS_E_VALUE}{{{SERVICE}}} / {t.PROMPTS_THRESHOLD}{{{SERVICE}}}", "{{service}}"), width=6, top=1.0),
+    graph("Topics", "Users of the last week by what their topic does; `understudy drift` names the topics.",
+          Query(f"{t.PROMPTS_TOPICS}{{{SERVICE}}}", "{{service}} {{trend}}"), unit="percentunit", width=6, top=1.0),
+    graph("Languages", "Users of the last week by their prompt's language; short prompts are often `unknown`.",
+          Query(f"{t.PROMPTS_LANGUAGES}{{{SERVICE}}}", "{{service}} {{language}}"), unit="percentunit", width=6, top=1.0),
+    graph("Lengths", "Words of the last week's prompts.",
+          Query(f"{t.PROMPTS_WORDS}{{{SERVICE}}}", "{{service}} {{quantile}}"), width=6),
+))  # fmt: skip
+
 DASHBOARD = Dashboard(
     "understudy-feedback", "Understudy / Feedback and drift",
     "What users say of answers, and whether stable still does as it did.",
-    (USERS, SHARES, DRIFT),
+    (USERS, SHARES, DRIFT, PROMPTS),
     (
         Variable("namespace", f"label_values({t.REQUESTS}, namespace)"),
         Variable("service", f'label_values({t.REQUESTS}{{namespace=~"$namespace"}}, service)'),

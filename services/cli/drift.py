@@ -1,11 +1,14 @@
-"""The command `drift`: whether what serves does as it did. Registered by `main`; the detectors are `services.rollout.drift`.
+"""The command `drift`: whether what serves does as it did, and whether users ask what they did. Registered by `main`; the detectors are
+`services.rollout.drift`, the prompts `services.cli.prompt_views`.
 
 Imports nothing slow.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from services.cli.errors import NotFound, UsageFault
 from services.cli.options import Output, ServiceOption, Where, anywhere, show
@@ -15,17 +18,33 @@ if TYPE_CHECKING:
     from services.store import Store
 
 
+ContentKey = Annotated[
+    str | None,
+    typer.Option(
+        "--content-key",
+        envvar="UNDERSTUDY_CONTROLLER_CONTENT_KEY",
+        metavar="KEY",
+        help="The key that the words of prompts are encrypted with, better in the environment; without it topics have no names.",
+        show_default=False,
+    ),
+]
+
+
 @anywhere
-def drift(where: Where, service: ServiceOption = None, output: Output = "table") -> None:
+def drift(
+    where: Where, service: ServiceOption = None, content_key: ContentKey = None, output: Output = "table"
+) -> None:
     """Whether stable has become worse since its history was frozen: which metric, by how much, since when.
 
     Between rollouts every guarded metric, for all users and for each declared segment, has a detector against a day to a week of the
     service's own; so have the judge's scores, where answers are sampled (spec.drift), and the length of answers. All of a service
-    together alarm without cause once in a year at most, on average.
+    together alarm without cause once in a year at most, on average. Services with
+    `drift.prompts`: what users ask about, then and now.
 
     Examples: understudy drift; understudy drift assistant -o json
     """
     from services.cli.connection import opened, store_url
+    from services.cli.prompt_views import prompts_of
 
     if where.in_cluster:
         raise UsageFault(
@@ -36,7 +55,10 @@ def drift(where: Where, service: ServiceOption = None, output: Output = "table")
         if service is not None and service not in routes:
             raise NotFound(f"no service {service!r} serves in this store; see `understudy status`")
         names = sorted(routes) if service is None else [service]
-        told = [_told(store, name, routes[name].stable.revision) for name in names]
+        told = [
+            {**_told(store, name, routes[name].stable.revision), "prompts": prompts_of(store, name, content_key)}
+            for name in names
+        ]
     show(output, {"services": told}, _show)
 
 
@@ -79,6 +101,7 @@ def _show(document: dict[str, Any]) -> None:
     from rich.text import Text
 
     from services.cli.narrative import metric_of
+    from services.cli.prompt_views import show_prompts
     from services.cli.tables import console, moment, plain_table
     from services.rollout.watch_fold import beyond
 
@@ -105,6 +128,8 @@ def _show(document: dict[str, Any]) -> None:
     for one in document["services"]:
         if one.get("evaluated"):
             screen.print(f"{one['service']}: {one['evaluated']}")
+        if one["prompts"] is not None:
+            show_prompts(screen, one["service"], one["prompts"])
 
 
 def _size(metric: dict[str, Any]) -> Any:

@@ -47,6 +47,9 @@ CALL: Final = "call"
 CHAMPION: Final = "champion"
 CURRENCY: Final = "currency"
 MODEL: Final = "model"
+TREND: Final = "trend"
+LANGUAGE: Final = "language"
+QUANTILE: Final = "quantile"
 """A model of `spec.cost.comparedWith`, as the resource names it."""
 
 UNKNOWN: Final = "unknown"
@@ -353,6 +356,28 @@ DRIFT_E_VALUE: Final = _gauge(
 DRIFT_THRESHOLD: Final = _gauge(
     "controller", "understudy_drift_e_value_threshold", "E-value from which stable counts as drifted.", SERVICE, METRIC,
     unit="e-value",
+)  # fmt: skip
+PROMPTS_E_VALUE: Final = _gauge(
+    "controller", "understudy_prompts_drift_e_value",
+    "Evidence that users ask something else than in the week of reference; of services with `drift.prompts`.", SERVICE, unit="e-value",
+)  # fmt: skip
+PROMPTS_THRESHOLD: Final = _gauge(
+    "controller", "understudy_prompts_drift_e_value_threshold", "E-value from which what users ask counts as changed.", SERVICE,
+    unit="e-value",
+)  # fmt: skip
+PROMPTS_TOPICS: Final = _gauge(
+    "controller", "understudy_prompts_topics_ratio",
+    "Share of the last week's users whose prompt's topic is `new` since the week of reference, `grows`, `shrinks` or is `steady`.",
+    SERVICE, TREND, unit="0 to 1",
+)  # fmt: skip
+PROMPTS_LANGUAGES: Final = _gauge(
+    "controller", "understudy_prompts_languages_ratio",
+    "Share of the last week's users by the language of their prompt: the ten largest, `unknown` where it cannot be told, `other`.",
+    SERVICE, LANGUAGE, unit="0 to 1",
+)  # fmt: skip
+PROMPTS_WORDS: Final = _gauge(
+    "controller", "understudy_prompts_words", "Words of the last week's prompts: their 10th, 50th and 90th percentile.", SERVICE, QUANTILE,
+    unit="words",
 )  # fmt: skip
 JUDGE_SCORE: Final = MetricSpec(
     "understudy_judge_score", "histogram", "controller", "The judge's scores of mirrored pairs, by arm.",

@@ -85,6 +85,7 @@ class ServiceLoop:
                 decision,
                 self.last.readings if self.last is not None else (),
                 self.last.drift if self.last is not None else (),
+                self.last.prompts if self.last is not None else (),
                 at=self._clock.time(),
                 seconds=self._clock.monotonic() - self._started,
                 interval=self.pause(decision),

@@ -84,6 +84,7 @@ class Metrics:
         decision: Decision,
         readings: Sequence[Mapping[str, Any]],
         drift: Sequence[Watched] = (),
+        prompts: Sequence[Sample] = (),
         *,
         at: float,
         seconds: float,
@@ -108,7 +109,7 @@ class Metrics:
         for one in drift:
             samples.append((names.DRIFT_E_VALUE, (one.metric,), one.detector.level))
             samples.append((names.DRIFT_THRESHOLD, (one.metric,), one.detector.arl))
-        self._gauges.of[service] = samples
+        self._gauges.of[service] = [*samples, *prompts]
 
     def spent(self, service: str, samples: Sequence[Sample]) -> None:
         """What the service costs, in place of what was told before."""

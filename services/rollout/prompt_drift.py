@@ -22,22 +22,24 @@ import hashlib
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from services.common import telemetry as names
 from services.common.clock import DAY, HOUR, rfc3339, turn
 from services.evidence import EvidenceError
 from services.evidence.embeddings import EmbeddingDrift
+from services.rollout.metrics import Sample as Measured
 from services.rollout.observe import Sight
 from services.rollout.observed import Alarm
 from services.rollout.prompts import vector_of
 from services.rollout.resources import LLMService
-from services.rollout.topics import Asked, Topics, topics
+from services.rollout.topics import Asked, Topics, Trend, topics
 from services.store import Sample, SampleKey, Store
 from services.store.judging import MATERIAL_SECONDS
 
@@ -56,6 +58,8 @@ MOST: Final = 256
 """Pairs a block: beyond 1,500 a day more say the same."""
 DIMENSIONS: Final = 64
 """That embeddings are condensed to. In `benchmarks.prompt_drift`'s cases 32 to 384 see as much; the state has 512 of them."""
+LANGUAGES: Final = 10
+"""That are exported by name."""
 SHOWN: Final = 1_500
 """Users a side by whom topics are told."""
 
@@ -210,6 +214,23 @@ class PromptKeeper:
         alarm = state.alarm() if state is not None and state.revision == route.stable.revision else None
         return sight if alarm is None else replace(sight, observed=replace(sight.observed, prompts=alarm))
 
+    def measured(self) -> Iterator[Measured]:
+        """What is exported of it; what is not known has no sample."""
+        if self.state is not None and self.state.reference is not None:
+            yield names.PROMPTS_E_VALUE, (), self.state.nearest.e_value
+            yield names.PROMPTS_THRESHOLD, (), self.state.nearest.threshold
+        if self.topics is not None:
+            for trend in get_args(Trend):
+                yield names.PROMPTS_TOPICS, (trend,), self.topics.share(trend)
+            named = sorted(
+                ((one.now, language or "unknown") for language, one in self.topics.languages.items()), reverse=True
+            )
+            for share, language in named[:LANGUAGES]:
+                yield names.PROMPTS_LANGUAGES, (language,), share
+            yield names.PROMPTS_LANGUAGES, ("other",), sum(share for share, _ in named[LANGUAGES:])
+            for quantile, words in zip(("0.1", "0.5", "0.9"), self.topics.words[1], strict=True):
+                yield names.PROMPTS_WORDS, (quantile,), float(words)
+
     def _run(self, service: LLMService, revision: str, sight: Sight) -> None:
         until = min(sight.now, sight.watermark) - MATERIAL_SECONDS  # then a sample is there or will never be
         state = self._state(service, revision, sight.now, until)
@@ -222,7 +243,7 @@ class PromptKeeper:
         self._store.keep_state(_key(service.name), sight.now, state.to_json())
         if self._topics_of != (known := (state.reference, state.done // DAY, state.alarmed_at)):
             self._topics_of = known
-            self.topics = told(self._store, service.name, state)
+            self.topics = told(*shown(self._store, service.name, state), {})
 
     def _state(self, service: LLMService, revision: str, now: float, until: float) -> PromptState:
         spec, state = service.spec.drift, self.state
@@ -285,13 +306,9 @@ class PromptKeeper:
             fold(of.test, [a for a, _ in usable], [b for _, b in usable])
 
 
-def told(
-    store: Store, service: str, state: PromptState, terms: Mapping[str, frozenset[str]] | None = None
-) -> Topics | None:
-    """What users asked about in the reference and in the last week, or in as much of both as has passed; None: too few. See `shown`."""
-    then, now = shown(store, service, state)
-    known = {} if terms is None else terms
-    return topics(_asked(then, known), _asked(now, known))
+def told(then: Sequence[Sample], now: Sequence[Sample], terms: Mapping[str, frozenset[str]]) -> Topics | None:
+    """What users asked about, of samples as `shown` finds them; None: too few. `terms`: their words by id, where the key is at hand."""
+    return topics(_asked(then, terms), _asked(now, terms))
 
 
 def shown(store: Store, service: str, state: PromptState) -> tuple[list[Sample], list[Sample]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from services.common import events
@@ -24,9 +24,11 @@ from services.rollout.errors import RegistryError
 from services.rollout.evidence_fold import Evidence
 from services.rollout.execute import Executor
 from services.rollout.experiment_keeper import ExperimentKeeper
+from services.rollout.metrics import Sample
 from services.rollout.observe import HISTORY_SECONDS, Observer, Sight
 from services.rollout.observed import EvidenceView
 from services.rollout.plans import plans, segments_by_tenant
+from services.rollout.prompt_drift import PromptKeeper
 from services.rollout.removal import Retirement
 from services.rollout.resources import GuardedStage, LLMService
 from services.rollout.status import Condition, RolloutStatus
@@ -48,6 +50,8 @@ class Look:
     """The readings of the present stage, each with `stage`."""
     drift: Sequence[Watched] = ()
     """Where the detectors of stable's drift stand."""
+    prompts: Sequence[Sample] = ()
+    """Where the test of its prompts stands, and what users ask."""
 
 
 class Reconciler:
@@ -56,7 +60,7 @@ class Reconciler:
     def __init__(self, service: LLMService, store: Store, observer: Observer, executor: Executor) -> None:
         self.service = service
         self._store, self._observer, self._executor = store, observer, executor
-        self._experiments, self._drift = ExperimentKeeper(store), DriftKeeper(store)
+        self._experiments, self._drift, self._prompts = ExperimentKeeper(store), DriftKeeper(store), PromptKeeper(store)
         self._books = Bookkeeper(store)
         self.conditions: tuple[Condition, ...] = ()
         self.last: Look | None = None
@@ -76,6 +80,7 @@ class Reconciler:
             tried = await self._experiments.versions(self.service)
             sight = await self._observer.look(self.service, self.conditions, self._executor.refused, tried)
             sight = await self._drift.look(self.service, await self._experiments.look(self.service, sight))
+            sight = await self._prompts.look(self.service, sight)
             await self._books.look(self.service, sight.observed, sight.now)
             rules = sight.observed.rules or self.service
             evidence = await self._folded(sight, rules)
@@ -93,7 +98,8 @@ class Reconciler:
         if rollout is not None and rollout.id == sight.observed.identity.id:
             self._executor.forgive()
         self.conditions = decision.status.conditions
-        self.last = _seen(sight, decision, evidence, view, self._drift.watched)
+        seen = _seen(sight, decision, evidence, view)
+        self.last = replace(seen, drift=self._drift.watched, prompts=tuple(self._prompts.measured()))
         await self._executor.run(self.service, rules, decision.actions, rollout.id if rollout is not None else None)
         return decision
 
@@ -280,12 +286,10 @@ class Reconciler:
         )
 
 
-def _seen(
-    sight: Sight, decision: Decision, evidence: Evidence | None, view: EvidenceView, drift: Sequence[Watched]
-) -> Look:
+def _seen(sight: Sight, decision: Decision, evidence: Evidence | None, view: EvidenceView) -> Look:
     published = next((action.route for action in decision.actions if isinstance(action, PublishRoute)), None)
     readings = [{**reading.to_json(), "stage": evidence.stage} for reading in view.readings] if evidence else []
-    return Look(sight.now, published or sight.observed.route, readings, drift)
+    return Look(sight.now, published or sight.observed.route, readings)
 
 
 def _folded(evidence: Evidence, sight: Sight) -> dict[str, Any]:

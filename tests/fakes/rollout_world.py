@@ -120,6 +120,7 @@ class World:
         self.caution: Caution | None = None
         self.drift: Alarm | None = None
         self.evaluated: str | None = None
+        self.prompts: Alarm | None = None
         self.users_per_day: float | None = None
         self._status = ServiceStatus()
         self._seen: Aliases | None = None
@@ -160,6 +161,7 @@ class World:
             caution=self.caution,
             drift=self.drift,
             evaluated=self.evaluated,
+            prompts=self.prompts,
             users_per_day=self.users_per_day,
             pinned={
                 v: self.versions.get(v) for v in (*self.service.spec.model.pinned, *tried) if not self.registry_away

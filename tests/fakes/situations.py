@@ -217,6 +217,10 @@ def with_drift(resource: LLMService, **drift: Any) -> LLMService:
     return LLMService.model_validate(document)
 
 
+def asked_otherwise(world: World) -> None:
+    world.prompts = Alarm("prompts", "what users ask has changed since the week from 2026-11-02")
+
+
 def falls_asleep(world: World) -> None:
     world.quiet = True
     world.look()

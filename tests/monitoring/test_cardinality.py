@@ -211,6 +211,7 @@ def test_labels_are_the_declared_ones() -> None:
         "service", "revision", "arm", "outcome", "reason", "kind", "direction", "mark", "filter", "text", "action", "result", "stage",
         "verdict", "event", "metric", "bound", "claim", "type", "call", "champion",
             "currency", "model",  # of models, those that a resource compares with
+        "trend", "language", "quantile",  # of languages, the ten largest
     }  # fmt: skip
     for spec in telemetry.METRICS:
         assert set(spec.labels) <= allowed, spec.name

@@ -187,6 +187,16 @@ CASES = (
         | gauge("understudy_drift_e_value_threshold", f'{HERE},metric="ttft"', "500x6"),
         "3m",
     ),
+    Case(
+        "UnderstudyPromptsDrifted",
+        gauge("understudy_prompts_drift_e_value", HERE, "3 250x5") | gauge("understudy_prompts_drift_e_value_threshold", HERE, "200x6"),
+        "3m", ("warning",),
+    ),
+    Case(
+        "UnderstudyPromptsDrifted",
+        gauge("understudy_prompts_drift_e_value", HERE, "190x6") | gauge("understudy_prompts_drift_e_value_threshold", HERE, "200x6"),
+        "3m",
+    ),
     Case("UnderstudyCostOverBudget", spent("60x30", "41x30") | budget("100x30"), "20m", ("warning",)),
     Case("UnderstudyCostOverBudget", spent("60x30", "40x30") | budget("100x30"), "20m"),
     Case("UnderstudyCostOverBudget", spent("60x30", "41x30"), "20m"),  # no budget

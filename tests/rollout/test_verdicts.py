@@ -27,6 +27,7 @@ from tests.fakes.situations import (
     alarm,
     alias,
     anew,
+    asked_otherwise,
     away,
     begins,
     deleted,
@@ -284,6 +285,10 @@ CASES = [
     case(
         "service", "the same, and `drift.onAlarm: rollBack`: stable was promoted last, and `champion` is set back to the version before",
         "advance", reasons.DRIFT_ROLLED_BACK, drifts_back,
+    ),
+    case(
+        "service", "users ask something else than in the week before the promotion; `understudy drift` shows what", "none",
+        reasons.PROMPTS_DRIFTED, asked_otherwise,
     ),
     case("service", "a version is pinned, and serves keys with the scope `pin`", "none", reasons.VERSION_PINNED, pinned("3")),
     case("service", "a person took a pin away", "none", reasons.VERSION_UNPINNED, unpinned),
