@@ -9,6 +9,7 @@ from itertools import count
 
 import pytest
 
+from services.common import telemetry as names
 from services.common.clock import DAY, HOUR
 from services.common.routing import Route, Target
 from services.rollout.observe import Sight
@@ -111,6 +112,11 @@ async def test_nights_and_weekends_are_no_drift_and_a_new_topic_is_told(world: S
     assert alarm.evidence["accuracy"] > 0.5
     assert world.keeper.topics is not None
     assert world.keeper.topics.share("new") > 0.05
+    measured = {(spec.name, *labels): value for spec, labels, value in world.keeper.measured()}
+    assert measured["understudy_prompts_drift_e_value",] >= measured["understudy_prompts_drift_e_value_threshold",]
+    assert sum(value for (name, *_), value in measured.items() if name == names.PROMPTS_TOPICS.name) == pytest.approx(1)
+    assert measured[names.PROMPTS_LANGUAGES.name, "unknown"] == 1
+    assert measured[names.PROMPTS_WORDS.name, "0.5"] == 2
     assert await world.look() == alarm
     world.keeper = PromptKeeper(world.store)
     world.clock.now += HOUR  # its turn comes
