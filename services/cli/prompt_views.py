@@ -42,7 +42,7 @@ def prompts_of(store: Store, service: str, key: str | None) -> dict[str, Any] | 
         "alarmed_at": state.alarmed_at,
         "round_days": of.length / 86_400,
         "pairs": of.test.pairs if of.test is not None else 0,
-        "told_apart": of.test.accuracy if of.test is not None else None,
+        "told_apart": None if of.test is None or of.test.accuracy is None else float(of.test.accuracy),
         "e_value": of.e_value,
         "threshold": of.threshold,
         "asked": _asked(store, service, state, key),

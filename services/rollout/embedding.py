@@ -22,9 +22,9 @@ Vector = NDArray[np.float32]
 
 BATCH: Final = 32
 """Texts a request: what Text Embeddings Inference takes unless told otherwise."""
-LONG: Final = 2_000
-"""Characters of a text that are embedded: what it is about stands there, and small models read 512 tokens, about as much in English."""
-SHORT: Final = 400
+LONG: Final = 1_000
+"""Characters of a text that are embedded: what it is about stands there, and small models read 256 tokens, about as much in English."""
+SHORT: Final = 200
 """Characters of one that is refused at that length: in some scripts a character is a token."""
 
 

@@ -109,7 +109,7 @@ class PromptState:
         of = self.nearest
         if self.alarmed_at is None or of.test is None or self.reference is None:
             return None
-        begin, told = rfc3339(self.reference)[:10], of.test.accuracy or 0.0
+        begin, told = rfc3339(self.reference)[:10], float(of.test.accuracy or 0.0)
         message = (
             f"what users ask has changed since the week from {begin}: a classifier tells {told:.0%} of {of.test.pairs} users' prompts from "
             f"those of that week (no change: half; e-value {of.e_value:.3g} of {of.threshold:.3g})"

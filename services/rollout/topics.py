@@ -94,7 +94,7 @@ class Topics:
 
 
 def topics(then: Sequence[Asked], now: Sequence[Asked]) -> Topics | None:
-    """A prompt a user each; None where there are too few. The largest topic of now comes first."""
+    """A prompt a user each; None where there are too few. What changes comes first, then what is large now."""
     both = [*then, *now]
     if min(len(then), len(now)) < LEAST:
         return None
@@ -102,7 +102,10 @@ def topics(then: Sequence[Asked], now: Sequence[Asked]) -> Topics | None:
     labels = _grouped(_condensed(vectors)).tolist()
     changes = _changes(labels[: len(then)], labels[len(then) :])
     names = _names(both, labels)
-    found = sorted((Topic(names[label], change) for label, change in changes.items()), key=lambda one: -one.change.now)
+    found = sorted(
+        (Topic(names[label], change) for label, change in changes.items()),
+        key=lambda one: (one.change.trend == "steady", -one.change.now),
+    )
     quantiles = [
         tuple(int(q) for q in np.quantile([one.words for one in side], (0.1, 0.5, 0.9), method="lower"))
         for side in (then, now)

@@ -411,3 +411,12 @@ def test_a_service_is_ready_once_gateways_obey_its_first_route() -> None:
     assert serving() == (True, reasons.SERVING)
     world.acknowledges = False  # a later route makes nobody wait
     assert serving() == (True, reasons.SERVING)
+
+
+def test_one_condition_tells_both_drifts(world: World) -> None:
+    world.prompts = Alarm("prompts", "other questions")
+    found = next(c for c in world.look().status.conditions if c.type == "Drift")
+    assert (found.status, found.reason, found.message) == (False, reasons.PROMPTS_DRIFTED, "other questions")
+    world.drift = Alarm("errors", "more errors")
+    found = next(c for c in world.look().status.conditions if c.type == "Drift")
+    assert (found.reason, found.message) == (reasons.STABLE_DRIFTED, "more errors; other questions")
