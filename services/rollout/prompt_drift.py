@@ -86,7 +86,7 @@ class Round:
 @dataclass(slots=True)
 class PromptState:
     """One service's test. `since`: from when on samples are drawn and embedded alike; `reference`: the week's begin, None while there is
-    none; `users`: of the reference; `done`: up to where blocks were looked at.
+    none; `users`: of the reference; `done`: up to where blocks were looked at; `uneven`: till when a larger share was drawn.
     """
 
     revision: str
@@ -96,6 +96,7 @@ class PromptState:
     reference: float | None = None
     users: int = 0
     done: float = 0.0
+    uneven: float = 0.0
     rounds: tuple[Round, ...] = field(default_factory=lambda: tuple(map(Round, LENGTHS)))
     alarmed_at: float | None = None
 
@@ -128,6 +129,7 @@ class PromptState:
             "reference": self.reference,
             "users": self.users,
             "done": self.done,
+            "uneven": self.uneven,
             "rounds": [[one.number, one.test and one.test.to_json()] for one in self.rounds],
             "alarmedAt": self.alarmed_at,
         }
@@ -136,6 +138,7 @@ class PromptState:
     def from_json(cls, data: Mapping[str, Any]) -> PromptState:
         state = cls(data["revision"], data["model"], data["share"], data["since"])
         state.reference, state.users, state.done = data["reference"], data["users"], data["done"]
+        state.uneven = data["uneven"]
         for one, (number, test) in zip(state.rounds, data["rounds"], strict=True):
             one.number, one.test = number, test and EmbeddingDrift.from_json(test)
         state.alarmed_at = data["alarmedAt"]
@@ -234,6 +237,13 @@ class PromptKeeper:
     def _run(self, service: LLMService, revision: str, sight: Sight) -> None:
         until = min(sight.now, sight.watermark) - MATERIAL_SECONDS  # then a sample is there or will never be
         state = self._state(service, revision, sight.now, until)
+        route = sight.observed.route
+        if (
+            route is not None
+            and route.sample is not None
+            and not math.isclose(route.sample.share, service.spec.drift.sample * 10_000, abs_tol=1)
+        ):  # an evaluation is under way
+            state.uneven = sight.now
         try:
             self._fold(service.name, state, until, sight.now)
         except EvidenceError as fault:
@@ -293,6 +303,8 @@ class PromptKeeper:
         begin = state.done - (state.done - state.reference) % of.length
         if state.done == begin:
             of.number, of.test = 1 + round((begin - state.reference - WEEK) / of.length), None
+        if begin < state.uneven:
+            return  # users' first prompts came sooner than in the reference
         then = state.reference + (begin - state.reference) % WEEK
         number = round((state.done - begin) / BLOCK)
         today = self._store.sample_keys(service, begin, state.done + BLOCK, state.model)

@@ -413,7 +413,8 @@ def test_a_service_is_ready_once_gateways_obey_its_first_route() -> None:
     assert serving() == (True, reasons.SERVING)
 
 
-def test_one_condition_tells_both_drifts(world: World) -> None:
+def test_one_condition_tells_both_drifts() -> None:
+    world = World()
     world.prompts = Alarm("prompts", "other questions")
     found = next(c for c in world.look().status.conditions if c.type == "Drift")
     assert (found.status, found.reason, found.message) == (False, reasons.PROMPTS_DRIFTED, "other questions")

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
 
+import msgspec
 import pytest
 
 from services.common import telemetry as names
 from services.common.clock import DAY, HOUR
 from services.common.routing import Route, Target
+from services.common.routing import Sample as Drawn
 from services.rollout.observe import Sight
 from services.rollout.observed import Alarm, Identity, Observed
 from services.rollout.prompt_drift import ALPHA, BLOCK, WEEK, PromptKeeper, PromptState, blocks, kept, level, pairs
@@ -145,6 +147,21 @@ async def test_what_is_drawn_or_embedded_otherwise_is_not_compared(world: Servic
     assert state is not None
     assert state.reference is None
     assert state.since > MONDAY + WEEK
+
+
+async def test_what_an_evaluation_draws_is_not_compared(world: Service) -> None:
+    await world.pass_time(WEEK + DAY)
+    assert world.keeper.state is not None
+    week = world.keeper.state.rounds[1]
+    assert week.test is not None
+    before = week.test.pairs
+    assert world.seen.route is not None
+    for share, drawn in ((2_000, True), (5_000, False), (2_000, False)):  # the round in which it was stays void
+        route = msgspec.structs.replace(world.seen.route, sample=Drawn(salt="00", share=share))
+        world.seen = replace(world.seen, route=route)
+        await world.pass_time(BLOCK)
+        assert (week.test.pairs > before) == drawn
+        before = week.test.pairs
 
 
 async def test_vectors_of_another_size_under_the_same_name_begin_anew(world: Service) -> None:
