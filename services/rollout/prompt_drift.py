@@ -209,6 +209,8 @@ class PromptKeeper:
             return sight
         if self._due is None:
             self.state = await asyncio.to_thread(kept, self._store, service.name)
+            if self.state is not None:
+                await asyncio.to_thread(self._tell, service.name, self.state)
             self._due = sight.now + turn(service.name, HOUR)
         if sight.now >= self._due:
             self._due = sight.now + HOUR
@@ -251,9 +253,12 @@ class PromptKeeper:
             state = PromptState(revision, state.model, state.share, until)
         self.state = state
         self._store.keep_state(_key(service.name), sight.now, state.to_json())
+        self._tell(service.name, state)
+
+    def _tell(self, service: str, state: PromptState) -> None:
         if self._topics_of != (known := (state.reference, state.done // DAY, state.alarmed_at)):
             self._topics_of = known
-            self.topics = told(*shown(self._store, service.name, state), {})
+            self.topics = told(*shown(self._store, service, state), {})
 
     def _state(self, service: LLMService, revision: str, now: float, until: float) -> PromptState:
         spec, state = service.spec.drift, self.state

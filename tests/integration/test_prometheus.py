@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import random
 import re
 import time
@@ -37,13 +38,15 @@ from services.rollout.metrics import Metrics, health_app
 from services.rollout.observe import Observer
 from services.rollout.observed import Evaluation, VersionInfo
 from services.rollout.platforms.measured import MeasuredPlatform
+from services.rollout.prompt_drift import PromptState
 from services.rollout.reconcile import Reconciler
 from services.rollout.resources import LLMService
 from services.rollout.revisions import revision_of
 from services.rollout.sampling import SampleReader
 from services.rollout.together import Together
 from services.rollout.watch_fold import Watch, Watched
-from services.store import Store, migrate, open_store
+from services.store import Sample, Store, migrate, open_store
+from tests.fakes.embedder import embedding
 from tests.fakes.gateway import CONTENT_KEY, KEY, RunningGateway, gateway_settings, route, running_gateway, target
 from tests.fakes.openai_engine import Behaviour, Engine, serve
 from tests.fakes.operator_world import Files, FreeLock
@@ -59,8 +62,8 @@ DAY = 86_400.0
 PROMPT = "capital of france?"
 SPEC: dict[str, Any] = {
     "model": {"registeredModel": "assistant"},
-    "privacy": {"content": "judge"},
-    "drift": {"sample": 1.0},
+    "privacy": {"content": "topics"},
+    "drift": {"sample": 1.0, "prompts": {"endpoint": "http://127.0.0.1:9/v1", "model": "words"}},
     "cost": {
         "perReplicaHour": 2.0,
         "budget": {"perDay": 20},
@@ -164,6 +167,21 @@ def drift(store: Store, service: LLMService, stable: VersionInfo) -> None:
     store.keep_state(f"drift:{service.name}", store.now(), state.to_json())
 
 
+def asks(store: Store, service: LLMService, stable: VersionInfo) -> None:
+    """What users asked in a week before and in one after, and the test of it."""
+    begin = store.now() - 14 * DAY
+    for week, number in itertools.product((0, 1), range(40)):
+        name, words = f"{week}-{number}", ("order late", "refund please", "outage now")[number % (2 + week)]
+        vector = embedding(words).tobytes()
+        at = begin + (7 * week + number / 6) * DAY
+        row = Sample(
+            name, service.name, "v0", name, "", at, model="words", embedding=vector, words=2, language="en"
+        )  # fmt: skip
+        store.put_samples([row])
+    state = PromptState(revision_of(service, stable), "words", 1.0, 0.0, begin, 40, begin + 14 * DAY)
+    store.keep_state(f"prompts:{service.name}", store.now(), state.to_json())
+
+
 def spend(store: Store) -> None:
     """Nine days of one replica that was asked once a day."""
     now, revision = store.now(), "assistant-v0-0000"
@@ -185,6 +203,7 @@ class World:
         platform = MeasuredPlatform(FakePlatform(engine.address), clock, self.metrics.called)
         service = LLMService.model_validate({"metadata": {"name": "assistant"}, "spec": SPEC})
         drift(store, service, self.registry.versions["1"])
+        asks(store, service, self.registry.versions["1"])
         observer = Observer(store, self.registry, platform, Together(store.standings), "test")
         executor = Executor(store, self.registry, platform, Files(), clock)
         self.health = Health(clock, {})
