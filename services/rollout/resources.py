@@ -21,6 +21,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
+from services.common.clock import DAY
 from services.rollout.durations import Days
 from services.rollout.resources_base import PinnedVersion, Resource, cel, keyed
 from services.rollout.resources_cost import Cost
@@ -62,6 +63,7 @@ __all__ = [
     "split_key",
 ]
 
+THREE_WEEKS: Final = 21 * DAY
 API_VERSION: Final = "understudy.dev/v1alpha1"
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?$", max_length=40)]
@@ -193,6 +195,10 @@ class Spec(Resource):
             raise ValueError("drift.sample and onAlarm: evaluate need privacy.content: judge or topics")
         if drift.prompts is not None and self.privacy.content != "topics":
             raise ValueError("drift.prompts needs privacy.content: topics")
+        if drift.prompts is not None and self.retention.observations < THREE_WEEKS:
+            raise ValueError(
+                "drift.prompts needs retention.observations of 21d or more: a week is compared with later ones"
+            )
         if drift.on_alarm == "evaluate" and (judge is None or not judge.grades):
             raise ValueError(
                 "drift.onAlarm: evaluate needs a judge of kind exactMatch or rubric, who can grade one answer by itself"

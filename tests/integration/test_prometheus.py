@@ -47,7 +47,16 @@ from services.rollout.together import Together
 from services.rollout.watch_fold import Watch, Watched
 from services.store import Sample, Store, migrate, open_store
 from tests.fakes.embedder import embedding
-from tests.fakes.gateway import CONTENT_KEY, KEY, RunningGateway, gateway_settings, route, running_gateway, target
+from tests.fakes.gateway import (
+    ADMIN_KEY,
+    CONTENT_KEY,
+    KEY,
+    RunningGateway,
+    gateway_settings,
+    route,
+    running_gateway,
+    target,
+)
 from tests.fakes.openai_engine import Behaviour, Engine, serve
 from tests.fakes.operator_world import Files, FreeLock
 from tests.fakes.platform import FakePlatform
@@ -80,6 +89,7 @@ SPEC: dict[str, Any] = {
             {"metric": "errors", "margin": 0.3, "mode": "nonInferior"},
             {"metric": "feedback", "margin": 0.3},
             {"metric": "judge", "margin": 0.5},
+            {"metric": "preference", "margin": 0.4},
         ],
         "judge": {"kind": "exactMatch", "references": "references.json"},
         "rollbackWindow": "2s",
@@ -100,6 +110,8 @@ class Users:
             for number in range(1_000_000):
                 model = ("assistant", "assistant", "extra", "assistant", "nobody-knows-me")[number % 5]
                 tasks.create_task(self._ask(model, number))
+                if number % 5 == 0:
+                    tasks.create_task(self._compare(number))
                 await asyncio.sleep(0.05)
 
     async def _ask(self, model: str, number: int) -> None:
@@ -119,6 +131,20 @@ class Users:
                 mark = {"request_id": request, "kind": kind, "value": value}
                 async with self._session.post(f"{self._url}/v1/feedback", json=mark, headers=headers):
                     pass
+
+    async def _compare(self, number: int) -> None:
+        """A person prefers one of two versions' answers; refused while there is no rollout."""
+        headers = {"Authorization": f"Bearer {ADMIN_KEY}"}
+        ids = []
+        with suppress(aiohttp.ClientError, TimeoutError):
+            for version in ("1", "2"):
+                body = {"model": f"assistant@v{version}", "messages": [{"role": "user", "content": PROMPT}]}
+                async with self._session.post(f"{self._url}/v1/chat/completions", json=body, headers=headers) as answer:
+                    ids.append(answer.headers["x-request-id"])
+            word = {"request_id": ids[0], "other_request_id": ids[1], "kind": "preference", "user": f"person-{number}"}
+            value = self._random.choice([0, 0.5, 1])
+            async with self._session.post(f"{self._url}/v1/feedback", json=word | {"value": value}, headers=headers):
+                pass
 
 
 @asynccontextmanager
@@ -285,10 +311,10 @@ def asked(expr: str) -> str:
 
 async def test_every_query_of_every_panel_returns_data(scraped: tuple[Prometheus, World, float]) -> None:
     prometheus, world, began = scraped
+    between = f'{telemetry.CONDITION}{{type="Drift"}}'  # a panel's query sees what stands for two of its steps
     async with asyncio.timeout(60):
-        while not world.stage and world.store.route("assistant") is None:
+        while not any(len(one["values"]) > 4 for one in await prometheus.series(between, began, time.time(), "1s")):
             await asyncio.sleep(0.2)
-    await asyncio.sleep(3)
     world.registry.aliases["challenger"] = "2"
     await world.until("watch", "finished")
     health = await prometheus.targets()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -138,3 +139,43 @@ def test_a_judge_is_off_where_content_may_not_be_kept() -> None:
 def test_a_version_is_pinned_once() -> None:
     with pytest.raises(ValidationError, match="pinned names a version twice"):
         Model.model_validate({"registeredModel": "assistant", "pinned": ["3", "3"]})
+
+
+RUBRIC = {"kind": "rubric", "endpoint": "http://judge/v1", "model": "m"}
+EMBEDDING = {"endpoint": "http://embeddings/v1", "model": "m"}
+
+
+@pytest.mark.parametrize(
+    ("spec", "refusal"),
+    [
+        ({"drift": {"sample": 0.1}}, "need privacy.content"),
+        ({"drift": {"onAlarm": "evaluate"}, "rollout": {"judge": RUBRIC}}, "need privacy.content"),
+        ({"drift": {"sample": 0.1}, "privacy": {"content": "judge"}}, None),
+        ({"drift": {"prompts": EMBEDDING}, "privacy": {"content": "judge"}}, "needs privacy.content: topics"),
+        ({"drift": {"prompts": EMBEDDING}, "privacy": {"content": "topics"}}, None),
+        (
+            {"drift": {"prompts": EMBEDDING}, "privacy": {"content": "topics"}, "retention": {"observations": "20d"}},
+            "21d or more",
+        ),
+        ({"drift": {"onAlarm": "evaluate"}, "privacy": {"content": "judge"}}, "needs a judge"),
+        (
+            {
+                "drift": {"onAlarm": "evaluate"},
+                "privacy": {"content": "judge"},
+                "rollout": {"judge": RUBRIC | {"kind": "pairwise"}},
+            },
+            "needs a judge",
+        ),
+        ({"drift": {"onAlarm": "evaluate"}, "privacy": {"content": "topics"}, "rollout": {"judge": RUBRIC}}, None),
+        ({"drift": {"onAlarm": "rollBack"}}, None),
+    ],
+)
+def test_what_is_looked_at_between_rollouts_must_be_allowed_and_possible(
+    spec: dict[str, Any], refusal: str | None
+) -> None:
+    document = {"metadata": {"name": "assistant"}, "spec": {"model": {"registeredModel": "assistant"}, **spec}}
+    if refusal is None:
+        LLMService.model_validate(document)
+    else:
+        with pytest.raises(ValidationError, match=refusal):
+            LLMService.model_validate(document)
