@@ -141,7 +141,7 @@ class DriftKeeper:
         self, service: LLMService, revision: str, sight: Sight, until: float, scored: float
     ) -> DriftState | None:
         rules = service.spec.rollout
-        since = max(self._served_since(service.name, revision), until - HISTORY_SECONDS)
+        since = max(served_since(self._store, service.name, revision), until - HISTORY_SECONDS)
         if until - since < LEAST_SECONDS:
             return None
         found = self._store.visits_before(service.name, revision, since, sight.watermark, rules.horizon, rules.settle)
@@ -161,14 +161,15 @@ class DriftKeeper:
     def _keep(self, service: LLMService, state: DriftState, now: float) -> None:
         self._store.keep_state(_key(service.name), now, state.to_json())
 
-    def _served_since(self, service: str, revision: str) -> float:
-        """Since when routes have had the revision as stable; infinite where none has."""
-        since = math.inf
-        for at, route in reversed(self._store.route_history(service)):
-            if route.stable.revision != revision:
-                break
-            since = at
-        return since
+
+def served_since(store: Store, service: str, revision: str) -> float:
+    """Since when routes have had the revision as stable; infinite where none has."""
+    since = math.inf
+    for at, route in reversed(store.route_history(service)):
+        if route.stable.revision != revision:
+            break
+        since = at
+    return since
 
 
 def _outdated(state: DriftState, now: float) -> bool:

@@ -35,6 +35,7 @@ from services.common import telemetry as names
 from services.common.clock import DAY, HOUR, rfc3339, turn
 from services.evidence import EvidenceError
 from services.evidence.embeddings import EmbeddingDrift
+from services.rollout.drift import served_since
 from services.rollout.metrics import Sample as Measured
 from services.rollout.observe import Sight
 from services.rollout.observed import Alarm
@@ -355,16 +356,6 @@ def _asked(rows: Sequence[Sample], terms: Mapping[str, frozenset[str]]) -> list[
         for row in rows
         if row.embedding is not None
     ]
-
-
-def served_since(store: Store, service: str, revision: str) -> float:
-    """Since when routes have had the revision as stable; infinite where none has."""
-    since = math.inf
-    for at, route in reversed(store.route_history(service)):
-        if route.stable.revision != revision:
-            break
-        since = at
-    return since
 
 
 def _outdated(state: PromptState, now: float, retention: float) -> bool:
