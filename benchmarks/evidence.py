@@ -2,8 +2,9 @@
 
 `python -m benchmarks.evidence` (whole: half an hour of two cores that do nothing else, up to 82 minutes of busy ones) or with `--quick` (a
 minute, too few runs to conclude from). A process a core; every run has its own seed, so the figures do not depend on how many. Finished
-pieces are kept in `results/.evidence-run.jsonl`: a second start goes on; a changed benchmark starts anew. Writes `results/evidence.json`, `results/evidence-*.png` and the tables of
-`docs/concepts/evidence-proof.md` (the last two not with `--quick`). `--render` only draws and writes from the JSON that is there.
+pieces are kept in `results/.evidence-run.jsonl`: a second start goes on; a changed benchmark starts anew. Writes
+`results/evidence.json`, `results/evidence-*.png` and the tables of `docs/concepts/evidence-proof.md` (the last two not with `--quick`).
+`--render` only draws and writes from the JSON that is there.
 
 evidence_traffic     users, requests, what stable and candidate answer
 evidence_rollouts    one rollout under all rules
