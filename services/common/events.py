@@ -116,6 +116,7 @@ JUDGE_UNUSABLE: Final = Event(
 )
 JUDGE_AWAY: Final = Event("judge.away", "judge of %(service)s: %(error)s")
 JUDGED: Final = Event("judge.judged", "judge of %(service)s, pairs so far: %(counts)s")
+TASK_CRASHED: Final = Event("task.crashed", "%(task)s ended for good, until the resource or the controller changes")
 SAMPLES_WAIT: Final = Event("samples.wait", "samples of %(service)s: %(error)s")
 NOTIFICATIONS_WAIT: Final = Event("notifications.wait", "notifications of %(service)s: %(error)s")
 NOTIFICATION_LOST: Final = Event(

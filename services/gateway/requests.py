@@ -133,7 +133,10 @@ class ModelRequest:
         """The last user message, or the prompt: what a judge sees."""
         if self.endpoint == "completions":
             return "\n".join(self.texts())
-        messages = msgspec.json.decode(self.fields["messages"])
+        try:
+            messages = msgspec.json.decode(self.fields["messages"])
+        except msgspec.MsgspecError:  # a number that nobody can hold, in a field that nobody here reads
+            return ""
         for message in reversed(messages):
             if isinstance(message, dict) and message.get("role") == "user":
                 return "\n".join(_strings(message.get("content")))

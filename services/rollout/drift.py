@@ -65,12 +65,11 @@ def kept(store: Store, service: str, segments: Mapping[str, Sequence[str]] = Map
     `Watch`, for who goes on folding."""
     saved = store.evidence(_key(service))
     try:
-        if saved is None or saved["schema"] != SCHEMA:
+        if saved is None or saved["schema"] not in (1, SCHEMA):
             return None
-        watch = Watch.from_json(saved["watch"], segments)
-        return DriftState(
-            saved["revision"], watch, saved["done"], saved["scored"], saved["alarmedAt"], saved["evaluated"]
-        )
+        watch, done = Watch.from_json(saved["watch"], segments), saved["done"]
+        scored, evaluated = saved.get("scored", done), saved.get("evaluated")  # schema 1 had neither
+        return DriftState(saved["revision"], watch, done, scored, saved["alarmedAt"], evaluated)
     except (EvidenceError, KeyError) as fault:
         log.warning(events.DRIFT_ANEW, {"service": service, "error": fault})
         return None
@@ -125,9 +124,11 @@ class DriftKeeper:
                 (visit for visit in found.visits if state.done <= visit.exposure.first_at < until),
                 key=lambda visit: (visit.exposure.closes_at, visit.exposure.unit),
             )
+            scores = self._store.scores(service.name, revision, state.scored, scored)
+            # All is read: nothing fails between the first of these and `done`, or the same users would count twice.
             state.watch.fold_prompt(visits, _SALT)
             state.watch.fold_said(visits, _SALT)
-            state.watch.fold_scores(self._store.samples(service.name, state.scored, scored, revision))
+            state.watch.fold_scores(scores)
             state.done, state.scored = until, max(state.scored, scored)
             if state.alarmed_at is None and state.watch.alarm(until) is not None:
                 state.alarmed_at = sight.now
@@ -149,8 +150,8 @@ class DriftKeeper:
         first = min((visit.exposure.first_at for visit in history), default=until)
         if until - first < LEAST_SECONDS / 2:  # hardly anybody came
             return None
-        samples = self._store.samples(service.name, since, scored, revision)
-        return DriftState(revision, begin_drift(service, history, samples, _SALT, until - first), until, scored)
+        scores = self._store.scores(service.name, revision, since, scored)
+        return DriftState(revision, begin_drift(service, history, scores, _SALT, until - first), until, scored)
 
     def _evaluate(self, service: LLMService, state: DriftState, now: float) -> None:
         assert state.alarmed_at is not None  # noqa: S101  there is an alarm

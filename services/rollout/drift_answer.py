@@ -25,18 +25,19 @@ def answer_drift(d: Deliberation) -> None:
     worse = split_key(alarm.metric)[0] not in LENGTHS  # an answer's length is neither good nor bad
     if d.service.spec.drift.on_alarm == "rollBack" and worse and _last_promoted(d):
         rollout = d.rollout
-        d.change(debt=Debt(champion=rollout.champion_version, expected=rollout.version))
+        d.change(debt=Debt(champion=rollout.champion_version, expected=rollout.version), taken_back=True)
         message = f"{alarm.message}; champion is set back to v{rollout.champion_version}"
         d.emit("drift", reasons.DRIFT_ROLLED_BACK, message, alarm.evidence)
 
 
 def _last_promoted(d: Deliberation) -> bool:
-    """Whether stable is what the last rollout promoted over another version. So it goes back once: what it is set back to was not promoted
-    last, and two versions that both drift shall not take turns."""
+    """Whether stable is what the last rollout promoted over another version, and was not taken back before: who sets it up again then has
+    decided. What it is set back to was not promoted last, so two versions that both drift do not take turns."""
     aliases = d.observed.aliases
     if d.active or not d.has_rollout or aliases is None or not aliases.fresh or aliases.owner is not None:
         return False
     rollout, champion = d.rollout, aliases.champion
-    settled = rollout.verdict == "advance" and not rollout.debt.open and rollout.champion_version != rollout.version
+    settled = rollout.verdict == "advance" and not rollout.debt.open and not rollout.taken_back
     serves = d.stable is not None and d.stable.revision == rollout.revision
-    return settled and serves and champion is not None and champion.version == rollout.version
+    over = champion is not None and champion.version == rollout.version != rollout.champion_version
+    return settled and serves and over

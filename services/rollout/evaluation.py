@@ -23,11 +23,11 @@ def evaluate(store: Store, service: LLMService, revision: str, alarmed_at: float
 
     Before is what the judge said of the same revision in the week before the alarm, or of its answers in the rehearsal.
     """
-    samples = store.samples(service.name, alarmed_at, now, revision)
+    samples = store.scores(service.name, revision, alarmed_at, now)
     scores = _one_a_user(samples)
     if len(scores) < service.spec.drift.evaluation.users:
         return None
-    past = _one_a_user(store.samples(service.name, alarmed_at - HISTORY_SECONDS, alarmed_at, revision))
+    past = _one_a_user(store.scores(service.name, revision, alarmed_at - HISTORY_SECONDS, alarmed_at))
     when = "before"
     if len(past) < LEAST:
         past, when = _rehearsed(store, service.name, revision, {one.judge for one in samples}), "in its rehearsal"

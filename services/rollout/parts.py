@@ -138,6 +138,8 @@ class Parts:
                 tasks.append(asyncio.create_task(self._judge(service, key, metrics), name=f"judge {service.name}"))
             if service.sampled:
                 tasks.append(asyncio.create_task(self._sample(service, key, metrics), name=f"samples {service.name}"))
+        for task in tasks:
+            task.add_done_callback(_ended)
         return tasks
 
     async def _judge(self, service: LLMService, key: bytes, metrics: Metrics) -> None:
@@ -182,6 +184,11 @@ class Parts:
         if variable and value is None:
             raise InvalidResource(f"environment variable {variable} ({field}) is not set")
         return value
+
+
+def _ended(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error(events.TASK_CRASHED, {"task": task.get_name()}, exc_info=error)
 
 
 def _pod_settings(settings: ControllerSettings) -> PodSettings | None:

@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from services.common import events
 from services.common import telemetry as names
+from services.common.assignment import BUCKETS
 from services.common.clock import DAY, HOUR, rfc3339, turn
 from services.evidence import EvidenceError
 from services.evidence.embeddings import EmbeddingDrift
@@ -197,6 +198,7 @@ class PromptKeeper:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._due: float | None = None
+        self._uneven = 0.0
         self._topics_of: tuple[float | None, ...] | None = None
         self.state: PromptState | None = None
         """Where the test of the last look's stable stands."""
@@ -214,6 +216,8 @@ class PromptKeeper:
             if self.state is not None:
                 await asyncio.to_thread(self._tell, service.name, self.state)
             self._due = sight.now + turn(service.name, HOUR)
+        if route.sample is not None and abs(route.sample.share - service.spec.drift.sample * BUCKETS) > 1:
+            self._uneven = sight.now  # an evaluation draws more
         if sight.now >= self._due:
             self._due = sight.now + HOUR
             await asyncio.to_thread(self._run, service, route.stable.revision, sight)
@@ -241,13 +245,7 @@ class PromptKeeper:
     def _run(self, service: LLMService, revision: str, sight: Sight) -> None:
         until = min(sight.now, sight.watermark) - MATERIAL_SECONDS  # then a sample is there or will never be
         state = self._state(service, revision, sight.now, until)
-        route = sight.observed.route
-        if (
-            route is not None
-            and route.sample is not None
-            and not math.isclose(route.sample.share, service.spec.drift.sample * 10_000, abs_tol=1)
-        ):  # an evaluation is under way
-            state.uneven = sight.now
+        state.uneven = max(state.uneven, self._uneven)
         try:
             self._fold(service.name, state, until, sight.now)
         except EvidenceError as fault:
@@ -298,36 +296,41 @@ class PromptKeeper:
         past = self._store.sample_keys(service, state.reference, state.reference + WEEK, state.model)
         while state.done + BLOCK <= until:
             if state.alarmed_at is None:
-                for one in state.rounds:
-                    self._fold_block(service, state, one, past)
+                found = [self._block(service, state, one, past) for one in state.rounds]
+                # All is read: nothing fails between the first of these and `done`, or the same pairs would count twice.
+                for one, (number, both) in zip(state.rounds, found, strict=True):
+                    if number != one.number:
+                        one.number, one.test = number, None
+                    if both:
+                        one.test = one.test or EmbeddingDrift(DIMENSIONS, level(number))
+                        fold(one.test, [a for a, _ in both], [b for _, b in both])
                 if any(one.test is not None and one.test.drifted for one in state.rounds):
                     state.alarmed_at = now
             state.done += BLOCK
 
-    def _fold_block(self, service: str, state: PromptState, of: Round, past: Sequence[SampleKey]) -> None:
-        """The block after `done`."""
+    def _block(
+        self, service: str, state: PromptState, of: Round, past: Sequence[SampleKey]
+    ) -> tuple[int, list[tuple[bytes, bytes]]]:
+        """Of the block after `done`: the number of its round, and its pairs' embeddings."""
         assert state.reference is not None  # noqa: S101  checked by _fold
         begin = state.done - (state.done - state.reference) % of.length
-        if state.done == begin:
-            of.number, of.test = 1 + round((begin - state.reference - WEEK) / of.length), None
+        number = 1 + round((begin - state.reference - WEEK) / of.length)
         if begin < state.uneven:
-            return  # users' first prompts came sooner than in the reference
+            return number, []  # users' first prompts came sooner than in the reference
         then = state.reference + (begin - state.reference) % WEEK
-        number = round((state.done - begin) / BLOCK)
+        block = round((state.done - begin) / BLOCK)
         today = self._store.sample_keys(service, begin, state.done + BLOCK, state.model)
         before = [key for key in past if then <= key.at < then + of.length]
-        found = pairs(blocks(before, then).get(number, ()), blocks(today, begin).get(number, ()), of.number)
+        found = pairs(blocks(before, then).get(block, ()), blocks(today, begin).get(block, ()), number)
         rows = self._store.samples_named([name for pair in found for name in pair])
         both = [(rows[a].embedding, rows[b].embedding) for a, b in found if a in rows and b in rows]
-        usable = [(a, b) for a, b in both if a is not None and b is not None]
-        if usable:
-            of.test = of.test or EmbeddingDrift(DIMENSIONS, level(of.number))
-            fold(of.test, [a for a, _ in usable], [b for _, b in usable])
+        return number, [(a, b) for a, b in both if a is not None and b is not None]
 
 
 def told(then: Sequence[Sample], now: Sequence[Sample], terms: Mapping[str, frozenset[str]]) -> Topics | None:
     """What users asked about, of samples as `shown` finds them; None: too few. `terms`: their words by id, where the key is at hand."""
-    return topics(_asked(then, terms), _asked(now, terms))
+    size = next((len(row.embedding) for row in reversed(now) if row.embedding is not None), 0)
+    return topics(_asked(then, terms, size), _asked(now, terms, size))
 
 
 def shown(store: Store, service: str, state: PromptState) -> tuple[list[Sample], list[Sample]]:
@@ -350,11 +353,12 @@ def _one_each(keys: Collection[SampleKey]) -> list[str]:
     return list(of_unit.values())[:SHOWN]
 
 
-def _asked(rows: Sequence[Sample], terms: Mapping[str, frozenset[str]]) -> list[Asked]:
+def _asked(rows: Sequence[Sample], terms: Mapping[str, frozenset[str]], size: int) -> list[Asked]:
+    """`size`: of the embeddings, in bytes; an endpoint may have changed them under the same model's name."""
     return [
         Asked(vector_of(row.embedding), row.language, row.words or 0, terms.get(row.id, frozenset()))
         for row in rows
-        if row.embedding is not None
+        if row.embedding is not None and len(row.embedding) == size
     ]
 
 

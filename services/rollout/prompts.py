@@ -69,17 +69,16 @@ class PromptReader:
     async def read(self, prompts: Sequence[str]) -> list[PromptRead]:
         """What a sample keeps of each. Raises EmbeddingUnavailable."""
         vectors = await self._embedder.embed(prompts)
-        languages = await asyncio.to_thread(lambda: [language_of(prompt) for prompt in prompts])
-        return [
-            PromptRead(
-                None if vector is None else self._embedder.model,
-                None if vector is None else vector.astype("<f4").tobytes(),
-                language,
-                words_of(prompt),
-                self._cipher.encrypt(json.dumps(terms_of(prompt)).encode()),
-            )
-            for prompt, vector, language in zip(prompts, vectors, languages, strict=True)
-        ]
+        return await asyncio.to_thread(lambda: list(map(self._read, prompts, vectors)))
+
+    def _read(self, prompt: str, vector: Vector | None) -> PromptRead:
+        return PromptRead(
+            None if vector is None else self._embedder.model,
+            None if vector is None else vector.astype("<f4").tobytes(),
+            language_of(prompt),
+            words_of(prompt),
+            self._cipher.encrypt(json.dumps(terms_of(prompt)).encode()),
+        )
 
 
 def vector_of(embedding: bytes) -> Vector:

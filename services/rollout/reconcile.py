@@ -121,6 +121,7 @@ class Reconciler:
         await asyncio.to_thread(self._commit, sight, decision, None, EvidenceView())
         await asyncio.to_thread(self._store.remove_route, self.service.name)
         await asyncio.to_thread(self._experiments.retire, self.service, sight.now)
+        await asyncio.to_thread(self._store.forget_samples, self.service.name)
         await self._executor.run(self.service, sight.observed.rules or self.service, decision.actions)
         waiting = removal.waiting(sight.observed, decision.status.rollout, forgotten, elapsed)
         if waiting is None:

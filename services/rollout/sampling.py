@@ -6,6 +6,7 @@ the judge and the embedding's model alone.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ from cryptography.fernet import Fernet, InvalidToken
 from services.common import events
 from services.rollout.errors import EmbeddingUnavailable, JudgeUnavailable, Unparsable
 from services.rollout.judge import Grader
-from services.rollout.prompts import PromptReader
+from services.rollout.prompts import PromptRead, PromptReader
 from services.store import MATERIAL_SECONDS, JudgeMaterial, Sample, Store, StoreError, material_of
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,8 @@ class SampleReader:
         self._name = grader.name if grader is not None else None
         self._cipher = Fernet(content_key)
         self._pause, self._judged = pause, judged
+        self._read: dict[str, PromptRead] = {}
+        """Of samples whose judge is waited for: their prompts are embedded once."""
 
     async def run(self) -> None:
         """Until cancelled. Who is away is waited for."""
@@ -89,6 +92,8 @@ class SampleReader:
                 if now - sample.at > PATIENCE:
                     ready.append(sample)
         await asyncio.to_thread(self._store.put_samples, ready)
+        stored = {one.id for one in ready}
+        self._read = {name: self._read[name] for name in opened if name in self._read and name not in stored}
         if locked := [pair for pair, one in opened.items() if one is None]:
             counts = {"undecipherable": len(locked)}
             await asyncio.to_thread(self._store.note_judging, material_of(self._service), counts, locked)
@@ -100,16 +105,9 @@ class SampleReader:
         """With what is kept of the prompts. Raises EmbeddingUnavailable."""
         if self._prompts is None or not known:
             return list(known)
-        read = await self._prompts.read([content["prompt"] for _, content in known])
-        return [
-            (
-                replace(
-                    sample, model=of.model, embedding=of.embedding, language=of.language, words=of.words, terms=of.terms
-                ),
-                content,
-            )
-            for (sample, content), of in zip(known, read, strict=True)
-        ]
+        new = {sample.id: content["prompt"] for sample, content in known if sample.id not in self._read}
+        self._read |= dict(zip(new, await self._prompts.read(list(new.values())), strict=True))
+        return [(replace(sample, **dataclasses.asdict(self._read[sample.id])), content) for sample, content in known]
 
     def _opened(self, material: JudgeMaterial) -> Opened | None:
         """What is known so far, and prompt and answer; None: the key does not open it."""

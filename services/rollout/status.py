@@ -132,6 +132,7 @@ class RolloutStatus(Document):
     baseline: dict[str, Any] = Field(default_factory=dict, description="Stable's history, frozen when the gate passed.")
     counts: Counts = Field(default_factory=Counts)
     ratio: dict[str, Any] | None = Field(default=None, description="Sample ratio: e-value, threshold, counts.")
+    taken_back: bool = Field(default=False, description="Whether a drift has set `champion` back, which it does once.")
     debt: Debt = Field(default_factory=Debt)
     previous: dict[str, Any] | None = Field(
         default=None, description="Stable's target before the promotion, warm during the watch."

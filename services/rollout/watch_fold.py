@@ -138,9 +138,10 @@ class Watch:
 
     def alarm(self, until: float) -> Alarm | None:
         """What has risen, by how much and since when; `until`: the watermark that was folded up to."""
-        one = next((one for one in self.watched if one.detector.alarmed), None)
-        if one is None:
+        alarmed = [one for one in self.watched if one.detector.alarmed]
+        if not alarmed:
             return None
+        one = min(alarmed, key=lambda one: split_key(one.metric)[0] in LENGTHS)  # a length is no harm, and hides none
         run, mean = one.detector.run
         told = {"metric": one.metric, "users": one.detector.count, "since": one.since, "run": run, "mean": mean}
         level = {"before": one.before, "level": one.detector.level, "threshold": one.detector.arl, "until": until}

@@ -8,7 +8,8 @@ from typing import TypeVar
 
 from sqlalchemy import select
 
-from services.store import Exposure, Feedback, Observation, Store, recording
+from services.store import Exposure, Feedback, Observation, Sample, Store, recording
+from services.store.schema import samples as _samples
 
 _Found = TypeVar("_Found")
 
@@ -32,6 +33,13 @@ def feedback(store: Store) -> list[Feedback]:
     with store._database.read() as connection:
         rows = connection.execute(select(*recording.FEEDBACK_COLUMNS)).all()
     return sorted((recording.feedback_record(row) for row in rows), key=lambda row: (row.boot, row.sequence))
+
+
+def samples(store: Store) -> list[Sample]:
+    """All samples, in the order of (at, id)."""
+    with store._database.read() as connection:
+        rows = connection.execute(select(_samples).order_by(_samples.c.at, _samples.c.id))
+        return [Sample(**row._mapping) for row in rows]
 
 
 async def until(found: Callable[[], _Found], seconds: float = 5.0) -> _Found:

@@ -14,7 +14,7 @@ import pytest
 
 from services.common.routing import Route
 from services.store import open_store
-from tests.fakes.gateway import KEY, RunningGateway
+from tests.fakes.gateway import ADMIN_KEY, KEY, RunningGateway
 from tests.fakes.openai_engine import Engine
 
 CHAT = "/v1/chat/completions"
@@ -276,3 +276,13 @@ async def test_a_client_that_dawdles_is_not_waited_for(start: Any, idle: Route) 
     gateway = await start(idle, limits={"header_seconds": 0.1, "body_seconds": 0.1})
     assert b'"header_timeout"' in await talk(gateway, b"GET /healthz HTTP/1.1\r\nHost:")
     assert b'"body_timeout"' in await talk(gateway, raw("Content-Length: 10", "Connection: close", data=b"{"))
+
+
+async def test_a_pinned_request_with_a_number_that_nobody_can_hold_is_the_engines_to_judge(
+    start: Any, idle: Route, stable: Engine
+) -> None:
+    gateway = await start(idle)
+    body = b'{"model": "assistant@v1", "messages": [{"role": "user", "content": "hi", "x": 1e999}]}'
+    status, _, _ = await send(gateway, body, key=f"Bearer {ADMIN_KEY}")
+    assert status == 200
+    assert len(stable.requests) == 1

@@ -14,12 +14,14 @@ from tests.fakes.situations import (
     WRONG,
     Happens,
     alias,
+    drifts_back,
     engine,
     evaluated,
     harm,
     improves,
     improves_nothing,
     shows,
+    with_drift,
 )
 
 
@@ -421,3 +423,28 @@ def test_one_condition_tells_both_drifts() -> None:
     world.drift = Alarm("errors", "more errors")
     found = next(c for c in world.look().status.conditions if c.type == "Drift")
     assert (found.reason, found.message) == (reasons.STABLE_DRIFTED, "more errors; other questions")
+
+
+def test_a_drift_takes_a_promotion_back_once() -> None:
+    world = World()
+    drifts_back(world)
+    assert world.aliases["champion"] == "1"
+    world.look(times=5)
+    assert world.route is not None
+    assert world.route.stable.version == "1"
+    world.aliases["champion"] = "2"  # a person sets it up again
+    world.look(times=10)
+    assert world.route.stable.version == "2"
+    assert world.aliases["champion"] == "2"
+    assert [one.reason for one in world.audit].count(reasons.DRIFT_ROLLED_BACK) == 1
+
+
+def test_longer_answers_take_nothing_back() -> None:
+    world = World()
+    world.service = with_drift(world.service, onAlarm="rollBack")
+    world.reach("watch")
+    world.look(after=60.0, times=3)
+    world.drift = Alarm("longAnswers", "longAnswers: 40.0% of 87 users with more than 96 tokens")
+    world.look(times=5)
+    assert world.aliases["champion"] == "2"
+    assert reasons.STABLE_DRIFTED in [one.reason for one in world.audit]

@@ -11,7 +11,7 @@ from services.rollout import reasons
 from services.rollout.drift import kept
 from services.rollout.resources import LLMService
 from services.rollout.status import Condition
-from services.store import Sample
+from services.store import Sample, Store, StoreUnavailable
 from tests.fakes.rollout_stage import Stage
 from tests.fakes.rollout_world import service
 from tests.fakes.traffic import Behaviour, Traffic
@@ -61,6 +61,42 @@ def world(url: str, behaviour: dict[str, Behaviour]) -> Iterator[Hourly]:
 
 async def test_a_stable_that_does_as_it_did_is_left_alone(world: Hourly) -> None:
     assert await world.hours(50) is None
+
+
+async def test_a_store_that_fails_in_between_has_nobody_counted_twice(
+    world: Hourly, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object) -> None:
+        raise StoreUnavailable("away")
+
+    await world.hours(30)
+    before = counted(world)
+    with monkeypatch.context() as broken:
+        broken.setattr(Store, "scores", away)
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable):
+                await world.hours(1)
+    await world.hours(1)
+    assert counted(world) - before == 3 * 40
+
+
+def counted(world: Hourly) -> int:
+    """Users in the detector of errors."""
+    state = kept(world.store, "assistant")
+    assert state is not None
+    return next(one.detector.count for one in state.watch.watched if one.metric == "errors")
+
+
+async def test_the_state_of_the_schema_before_is_gone_on_with(world: Hourly) -> None:
+    await world.hours(32)
+    state = kept(world.store, "assistant")
+    assert state is not None
+    older = {key: value for key, value in state.to_json().items() if key not in ("scored", "evaluated")}
+    world.store.keep_state("drift:assistant", world.store.now(), older | {"schema": 1})
+    found = kept(world.store, "assistant")
+    assert found is not None
+    assert (found.done, found.scored, found.evaluated) == (state.done, state.done, None)
+    assert found.watch.to_json() == state.watch.to_json()
 
 
 async def test_what_becomes_worse_is_told_once_also_by_another_controller(

@@ -20,7 +20,7 @@ from services.rollout.resources import LLMService
 from services.rollout.settings import ControllerSettings
 from services.store import JudgeMaterial, material_of, migrate, open_store
 from tests.fakes.embedder import embedding
-from tests.fakes.recorded import until
+from tests.fakes.recorded import samples, until
 
 KEY = Fernet.generate_key()
 
@@ -69,7 +69,7 @@ async def test_a_resource_with_samples_has_them_judged_and_their_prompts_read(tm
         parts = Parts(settings, store, session, environ, tmp_path, None, None)
         tasks = parts._beside(service(str(server.make_url("/v1")), references), Metrics())
         try:
-            (sample,) = await until(lambda: store.samples("assistant", 0.0, store.now() + 1))
+            (sample,) = await until(lambda: samples(store))
         finally:
             for task in tasks:
                 task.cancel()

@@ -15,6 +15,7 @@ from services.rollout.prompts import PromptReader, read_terms
 from services.rollout.sampling import BATCH, PATIENCE, SampleReader
 from services.store import JudgeMaterial, Sample, Store, material_of, migrate, open_store
 from tests.fakes.embedder import FakeEmbedder, embedding
+from tests.fakes.recorded import samples as known
 
 KEY = Fernet.generate_key()
 CONTENT = {
@@ -65,10 +66,6 @@ def reader(
 ) -> SampleReader:
     told = counts if counts is not None else []
     return SampleReader("assistant", store, grader, prompts, KEY, 1.0, lambda _, result, __: told.append(result))
-
-
-def known(store: Store) -> list[Sample]:
-    return store.samples("assistant", 0.0, store.now() + 1)
 
 
 def waiting(store: Store) -> list[str]:
@@ -156,4 +153,21 @@ def test_samples_go_with_their_user_and_with_age(store: Store) -> None:
     assert store.erase_user("unit-b") == 1
     assert store.prune("assistant", now - 60, now - 60) == 1
     assert [one.id for one in known(store)] == ["c"]
-    assert store.samples("assistant", 0.0, now + 1, "v2") == []
+    store.put_samples([Sample("other", "extra", "v1", "unit-c", "shop", now)])
+    store.forget_samples("assistant")
+    assert [one.id for one in known(store)] == ["other"]
+
+
+def test_of_an_hour_a_thousand_scores_are_read(store: Store) -> None:
+    hour = store.now() // 3600 * 3600
+    many = [Sample(f"{i:05}", "assistant", "v1", f"u{i}", "t", hour + i / 10, 0.5, "rubric") for i in range(1_200)]
+    store.put_samples([*many, Sample("later", "assistant", "v1", "u", "t", hour + 4000, 0.25, "rubric")])
+    store.put_samples(
+        [
+            Sample("silent", "assistant", "v1", "u", "t", hour + 1),
+            Sample("new", "assistant", "v2", "u", "t", hour + 1, 1.0),
+        ]
+    )
+    found = store.scores("assistant", "v1", hour, hour + 7200)
+    assert [one.id for one in found] == [*(f"{i:05}" for i in range(1_000)), "later"]
+    assert store.scores("assistant", "v2", hour, hour + 3600)[0].score == 1.0

@@ -202,3 +202,16 @@ def test_the_segment_that_fares_worse_is_named() -> None:
     assert drifting(after, segments=segments) == "errors[banks]"
     assert drifting(after) == "errors"
     assert drifting(stable_users(2, PROMOTED, 1_500, failing="shop"), segments=segments) == "errors"
+
+
+def test_longer_answers_hide_no_harm() -> None:
+    over = begin_drift(rules(), stable_users(1, PROMOTED - WEEK_OF, 7 * 24 * 15), (), SALT, WEEK_OF)
+    fold(over, stable_users(2, PROMOTED, 600, tokens=100.0))
+    alarm = over.alarm(PROMOTED)
+    assert alarm is not None
+    assert alarm.metric == "longAnswers"
+    over.watched.reverse()  # wherever it stands
+    fold(over, list(users(3, PROMOTED + WEEK_OF, 200, failure=0.9)))
+    alarm = over.alarm(PROMOTED)
+    assert alarm is not None
+    assert alarm.metric in ("errors", "ttft")
