@@ -79,6 +79,7 @@ bench: setup-engine models ## measure what the README claims, into benchmarks/re
 	@$(BIN)/python -m benchmarks.gateway
 	@$(BIN)/python -m benchmarks.stack
 	@$(BIN)/python -m benchmarks.controller
+	@$(BIN)/python -m benchmarks.evidence
 
 # --- what is generated
 generate: setup ## write what is generated: reference pages, the resource's definition, the chart's schema and README
