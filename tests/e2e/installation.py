@@ -59,11 +59,13 @@ def delete(namespace: Namespace) -> None:
 
 
 def manifest(**rollout: Any) -> dict[str, Any]:
-    """The demo's LLMService without its judge, whose references are a file of the laptop; `rollout` replaces fields of `spec.rollout`."""
+    """The demo's LLMService without its judge, whose references are a file of the laptop, and the samples for it; `rollout` replaces fields of
+    `spec.rollout`.
+    """
     documents = yaml.safe_load_all((ROOT / "demo/demo.yaml").read_text())
     service: dict[str, Any] = next(one for one in documents if one["kind"] == "LLMService")
     rules = service["spec"]["rollout"]
-    del rules["judge"], service["spec"]["privacy"]
+    del rules["judge"], service["spec"]["drift"], service["spec"]["privacy"]
     rules["guardrails"] = [one for one in rules["guardrails"] if one["metric"] != "judge"]
     rules.update(rollout)
     return service
