@@ -59,8 +59,8 @@ def delete(namespace: Namespace) -> None:
 
 
 def manifest(**rollout: Any) -> dict[str, Any]:
-    """The demo's LLMService without its judge, whose references are a file of the laptop, and the samples for it; `rollout` replaces fields of
-    `spec.rollout`.
+    """The demo's LLMService without its judge, whose references are a file of the laptop, and without samples for it; `rollout` replaces
+    fields of `spec.rollout`.
     """
     documents = yaml.safe_load_all((ROOT / "demo/demo.yaml").read_text())
     service: dict[str, Any] = next(one for one in documents if one["kind"] == "LLMService")
