@@ -107,12 +107,18 @@ ENDING = (
 )
 
 
+def take_terminal() -> None:
+    """In the child. Who runs the tests under nohup has hang-ups ignored, and children inherit that."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
 def test_a_closed_terminal_ends_everything_in_order(tmp_path: Path) -> None:
     ours, theirs = os.openpty()
     ended = tmp_path / "ended"
     process = subprocess.Popen(
         [sys.executable, "-c", ENDING, str(ended)], stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        preexec_fn=take_terminal,
     )  # fmt: skip
     os.close(theirs)
     with os.fdopen(ours, "rb", buffering=0) as terminal:
