@@ -16,7 +16,7 @@ import math
 import multiprocessing
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,8 @@ BAD, TTFT, SPREAD = 0.06, 0.3, 0.4
 PSI_LIMIT, TEST_LEVEL = 0.2, 0.05
 SEED = 20
 Floats = NDArray[np.float64]
+Runs = dict[tuple[str, int], list[dict[str, float]]]
+"""Cell and its number a day -> of each run, when each rule alarmed."""
 
 
 @dataclass(frozen=True)
@@ -207,9 +209,20 @@ def summary(times: list[float], since: float) -> dict[str, Any]:
     }
 
 
-def told(cell: str, runs: list[dict[str, float]]) -> dict[str, Any]:
-    since = math.inf if CELLS[cell][0] is nothing else CHANGE
-    return {rule: summary([one[rule] for one in runs], since) for rule in runs[0]}
+def conclude(found: Runs, since: Mapping[str, float], per_day: str, result: Path) -> None:
+    """Writes the table and prints it. `since`: when what changes in a cell does; `per_day`: what the cells' numbers count."""
+    table = [
+        {"cell": cell, per_day: number, **{rule: summary([one[rule] for one in mine], since[cell]) for rule in mine[0]}}
+        for (cell, number), mine in found.items()
+    ]
+    runs = len(next(iter(found.values())))
+    result.write_text(json.dumps({"runs": runs, "weeksWatched": 4, "cells": table}, indent=1) + "\n")
+    rules = ("understudy", "psi", "test")
+    print(f"{'':46} {per_day:>13}  " + "  ".join(f"{rule:>28}" for rule in rules))
+    for row in table:
+        cells = [row[rule] for rule in rules]
+        words = [f"{c['false']} false, {c['alarmed']} after {c['medianHours']} h" for c in cells]
+        print(f"{row['cell']:46} {row[per_day]:>13}  " + "  ".join(f"{text:>28}" for text in words))
 
 
 def main() -> None:
@@ -217,19 +230,14 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=100, help="runs of each cell (default: 100)")
     runs = parser.parse_args().runs
     jobs = [(cell, users, index) for users in TRAFFIC for cell in CELLS for index in range(runs)]
-    found: dict[tuple[str, int], list[dict[str, float]]] = {}
+    found: Runs = {}
     with multiprocessing.Pool(os.cpu_count()) as pool:
         for done, (cell, users, times) in enumerate(pool.imap(run, jobs), 1):
             found.setdefault((cell, users), []).append(times)
             if done % 100 == 0:
                 print(f"{done}/{len(jobs)} runs", flush=True)
-    table = [{"cell": cell, "usersPerDay": users, **told(cell, mine)} for (cell, users), mine in found.items()]
-    RESULT.write_text(json.dumps({"runs": runs, "weeksWatched": 4, "cells": table}, indent=1) + "\n")
-    print(f"{'':40} {'users/day':>9}  " + "  ".join(f"{rule:>28}" for rule in ("understudy", "psi", "test")))
-    for row in table:
-        cells = [row[rule] for rule in ("understudy", "psi", "test")]
-        words = [f"{c['false']} false, {c['alarmed']} after {c['medianHours']} h" for c in cells]
-        print(f"{row['cell']:40} {row['usersPerDay']:>9}  " + "  ".join(f"{text:>28}" for text in words))
+    since = {cell: math.inf if change is nothing else CHANGE for cell, (change, _) in CELLS.items()}
+    conclude(found, since, "usersPerDay", RESULT)
 
 
 if __name__ == "__main__":

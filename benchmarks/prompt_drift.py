@@ -12,7 +12,6 @@ components at 5 % with Bonferroni's correction. Seeded; a process a core. The re
 """
 
 import argparse
-import json
 import math
 import multiprocessing
 import os
@@ -22,14 +21,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.cluster.vq import kmeans2, vq
 from scipy.stats import ks_2samp
 
-from benchmarks.drift import DAY, HOUR, PSI_LIMIT, START, TEST_LEVEL, WEEK, summary
+from benchmarks.drift import DAY, HOUR, PSI_LIMIT, START, TEST_LEVEL, WEEK, Runs, conclude
 from benchmarks.embedded_prompts import cached
 from services.evidence.embeddings import EmbeddingDrift
 from services.rollout.prompt_drift import BLOCK, DIMENSIONS, LENGTHS, blocks, fold, level, pairs
@@ -195,11 +193,6 @@ def run(job: tuple[str, int, int]) -> tuple[str, int, dict[str, float]]:
     return cell, a_day, {"understudy": understudy(asked), "psi": psi(asked), "test": tested(asked)}
 
 
-def told(cell: str, runs: list[dict[str, float]]) -> dict[str, Any]:
-    since = math.inf if CELLS[cell][0] is nothing else CHANGE
-    return {rule: summary([one[rule] for one in runs], since) for rule in runs[0]}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=40, help="runs of each cell (default: 40)")
@@ -208,20 +201,15 @@ def main() -> None:
         print("embedding the prompts, once", flush=True)
         subprocess.run([ROOT / ".venv-engine/bin/python", "-m", "benchmarks.embedded_prompts"], cwd=ROOT, check=True)
     jobs = [(cell, a_day, index) for a_day in SAMPLES for cell in CELLS for index in range(runs)]
-    found: dict[tuple[str, int], list[dict[str, float]]] = {}
+    found: Runs = {}
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # the processes share the cores
     with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as processes:
         for done, (cell, a_day, times) in enumerate(processes.imap(run, jobs), 1):
             found.setdefault((cell, a_day), []).append(times)
             if done % 50 == 0:
                 print(f"{done}/{len(jobs)} runs", flush=True)
-    table = [{"cell": cell, "samplesPerDay": a_day, **told(cell, mine)} for (cell, a_day), mine in found.items()]
-    RESULT.write_text(json.dumps({"runs": runs, "weeksWatched": 4, "cells": table}, indent=1) + "\n")
-    print(f"{'':46} {'samples/day':>11}  " + "  ".join(f"{rule:>28}" for rule in ("understudy", "psi", "test")))
-    for row in table:
-        cells = [row[rule] for rule in ("understudy", "psi", "test")]
-        words = [f"{c['false']} false, {c['alarmed']} after {c['medianHours']} h" for c in cells]
-        print(f"{row['cell']:46} {row['samplesPerDay']:>11}  " + "  ".join(f"{text:>28}" for text in words))
+    since = {cell: math.inf if change is nothing else CHANGE for cell, (change, _) in CELLS.items()}
+    conclude(found, since, "samplesPerDay", RESULT)
 
 
 if __name__ == "__main__":

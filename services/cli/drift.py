@@ -38,8 +38,7 @@ def drift(
 
     Between rollouts every guarded metric, for all users and for each declared segment, has a detector against a day to a week of the
     service's own; so have the judge's scores, where answers are sampled (spec.drift), and the length of answers. All of a service
-    together alarm without cause once in a year at most, on average. Services with
-    `drift.prompts`: what users ask about, then and now.
+    together alarm without cause once in a year at most, on average. Services with `drift.prompts`: what users ask about, then and now.
 
     Examples: understudy drift; understudy drift assistant -o json
     """

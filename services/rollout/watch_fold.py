@@ -195,7 +195,6 @@ def begin_watch(rules: LLMService, history: History, salt: bytes, promoted: floa
     hours = max(1.0, rollout.rollback_window / HOUR)
     ahead = {hour_of_week(promoted + HOUR * i) for i in range(math.ceil(hours) + 1)}
     read = {hour_of_week(hour * HOUR): share for hour, share in history.share.items()}
-    # History is a week at most, so an hour of the week is one hour of it; the busiest one bounds what a watch will see.
     asked = _guarded(rules, (*PROMPT, *(SAID if in_time else ())))
     # History is a week at most, so an hour of the week is one hour of it; the busiest one bounds what a watch will see.
     return _frozen(
